@@ -1,0 +1,12 @@
+"""A jobserver for Seamless: transformations arrive over HTTP, worker processes run them.
+
+The architecture, from the outside in:
+
+- ``cli``: flags and environment variables, exit codes.
+- ``server``: the listening process. It queues and answers, and imports no Seamless package.
+- ``worker``: what runs inside each worker process, an ordinary Seamless process.
+- ``transport``: lets seamless-remote run on the standard library alone.
+- ``messages``, ``errors``, ``http1``, ``processtree``: what both sides know; pure standard library.
+"""
+
+__version__ = "1.0.0"

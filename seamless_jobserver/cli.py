@@ -1,0 +1,248 @@
+"""The command ``seamless-jobserver``: flags and environment variables, then the server.
+
+seamless-config launches the command with a fixed set of flags, so everything that can be set has
+an environment variable too, ``SEAMLESS_JOBSERVER_<NAME>``; a flag wins over it. A value that makes
+no sense gets one line on standard error and exit code 2, before anything is started.
+
+Spawned workers import the module that started the server, hence the imports inside `main`.
+"""
+
+import argparse
+import math
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn
+
+from seamless_jobserver import __version__
+
+DEFAULT_PORT: Final = 5533
+ENVIRONMENT: Final = "SEAMLESS_JOBSERVER_"
+_RESOLVER_LIMIT: Final = 10.0
+"""Seconds for the name of --host to be looked up."""
+
+
+class _Option(NamedTuple):
+    """A setting: its flag without dashes, how its text is read, and what the help says."""
+
+    name: str
+    convert: Callable[[str], Any]
+    metavar: tuple[str, ...]
+    default: str | None
+    help: str
+
+    @property
+    def destination(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT + self.destination.upper()
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError(f"{text!r} is not a port: use a number from 1 to 65535, or 0 for any")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a number of workers: use 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _text(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("it is empty, or holds a NUL")
+    return text
+
+
+OPTIONS: Final = (
+    _Option(
+        "port", _port, ("PORT",), None, f"listen on this port (default {DEFAULT_PORT}; 0: any)"
+    ),
+    _Option("port-range", _port, ("START", "END"), None, "listen on a random free port of these"),
+    _Option(
+        "host",
+        _text,
+        ("HOST",),
+        "0.0.0.0",
+        "name or address (IPv4 or IPv6) to listen on; the default is every interface",
+    ),
+    _Option(
+        "status-file",
+        _text,
+        ("PATH",),
+        None,
+        "JSON file that the launcher writes: the store and the database are read from it, port "
+        "and status are written to it",
+    ),
+    _Option(
+        "timeout",
+        _seconds,
+        ("SECONDS",),
+        None,
+        "end after this time without a request or a running job (default: never)",
+    ),
+    _Option("workers", _workers, ("N",), "1", "worker processes, each running one job at a time"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments`, by default those of the process; return its exit code."""
+    values = _parse(arguments)
+    # Imported here, because every spawned worker imports this module.
+    import logging
+
+    from seamless_jobserver.messages import WorkerProgram
+    from seamless_jobserver.server.lifecycle import Settings, run
+    from seamless_jobserver.worker import entry
+
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    return run(Settings(**values), WorkerProgram(entry.warm_up, entry.run_job))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Return the fields of `Settings`. Exits with 2 when a value makes no sense."""
+    parser = _make_parser()
+    given = vars(parser.parse_args(arguments))
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        flag = given[option.destination]
+        try:
+            if flag is not None:
+                source = f"--{option.name}"
+                values[option.destination] = _convert(option, flag)
+            else:
+                source = option.variable
+                values[option.destination] = _convert(option, _from_environment(option))
+        except ValueError as error:
+            parser.error(f"{source}: {error}")
+    if given["port"] is not None:
+        values["port_range"] = None  # a flag wins over the environment, also over the other way
+    elif given["port_range"] is not None:
+        values["port"] = None
+    try:
+        ports = _ports(values.pop("port"), values.pop("port_range"))
+        address = _resolve(values["host"])
+    except ValueError as error:
+        parser.error(str(error))
+    status_file = values.pop("status_file")
+    return {
+        **values,
+        "address": address,
+        "ports": ports,
+        "status_file": None if status_file is None else Path(status_file).expanduser(),
+    }
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="seamless-jobserver",
+        description="Runs Seamless transformations that arrive over HTTP, in worker processes. "
+        "Normally seamless-config launches it; started by hand, it needs a status file that "
+        "names the hashserver and the database.",
+        epilog="Each option can also be set by an environment variable, for instance "
+        f"{OPTIONS[-1].variable}=4 for --{OPTIONS[-1].name} 4 and "
+        f'{OPTIONS[1].variable}="5500 5600" for --{OPTIONS[1].name} 5500 5600. '
+        "An option on the command line wins.",
+    )
+    parser.add_argument("--version", action="version", version=f"seamless-jobserver {__version__}")
+    ports = parser.add_mutually_exclusive_group()
+    for option in OPTIONS:
+        where = ports if option.name.startswith("port") else parser
+        where.add_argument(
+            f"--{option.name}",
+            metavar=option.metavar if len(option.metavar) > 1 else option.metavar[0],
+            nargs=len(option.metavar),
+            help=option.help + (f" (default {option.default})" if option.default else ""),
+        )
+    return parser
+
+
+def _from_environment(option: _Option) -> list[str] | None:
+    text = os.environ.get(option.variable)
+    if text is None or not text.strip():
+        return None if option.default is None else [option.default]
+    if len(option.metavar) == 1:
+        return [text.strip()]
+    words = text.replace("-", " ").replace(",", " ").split()
+    if len(words) != len(option.metavar):
+        raise ValueError(f"{text!r} is not {' '.join(option.metavar)}")
+    return words
+
+
+def _convert(option: _Option, words: list[str] | None) -> Any:
+    if words is None:
+        return None
+    converted = [option.convert(word) for word in words]
+    return converted[0] if len(option.metavar) == 1 else tuple(converted)
+
+
+def _ports(port: int | None, port_range: tuple[int, int] | None) -> range:
+    """Return the ports to try. Raises ValueError."""
+    if port_range is not None:
+        if port is not None:
+            raise ValueError("set a port or a port range, not both")
+        start, end = port_range
+        if not 1 <= start <= end:
+            raise ValueError(f"--port-range: {start} to {end} is no range: START comes first")
+        return range(start, end + 1)
+    chosen = DEFAULT_PORT if port is None else port
+    return range(chosen, chosen + 1)
+
+
+def _resolve(host: str) -> tuple[int, str]:
+    """Return address family and address of `host`. Raises ValueError when it has none.
+
+    In a thread, since the system's resolver can neither be interrupted nor given a limit.
+    """
+    found: list[tuple[int, str]] = []
+    reasons: list[str] = []
+
+    def look_up() -> None:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            found.append((family, str(address[0])))
+        except (OSError, UnicodeError) as error:
+            reasons.append(getattr(error, "strerror", None) or str(error))
+
+    thread = threading.Thread(target=look_up, name="jobserver-resolver", daemon=True)
+    thread.start()
+    thread.join(_RESOLVER_LIMIT)
+    if not found:
+        reason = reasons[0] if reasons else "the resolver does not answer"
+        raise ValueError(f"--host: {host!r} is not a name or address of this machine: {reason}")
+    return found[0]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

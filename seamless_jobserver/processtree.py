@@ -1,0 +1,196 @@
+"""Ending whole process trees, and the guardian that does it when the server cannot.
+
+A worker may start processes, and those may start more: a bash transformation runs in a session of
+its own, so that killing the worker's process group does not reach it. Therefore:
+
+- Every worker is a *child subreaper* (prctl(2), PR_SET_CHILD_SUBREAPER): whatever a job orphans
+  becomes the worker's child instead of init's. So the worker's descendants in ``/proc`` are all
+  that its jobs ever started and that still lives. The server is one too, and so inherits what
+  the death of a worker orphans.
+- `kill_tree` stops the root first (nothing new is started under our eyes), then walks, stops and
+  walks again until a round finds nobody new, and kills all of them.
+- A process is named by its pid *and* its start time, because pids are used again.
+
+The *guardian* is for the one case in which nobody else can act: the server was killed with SIGKILL
+while a worker was inside a call that never gives the interpreter back (a long regular expression
+will do), so that the worker cannot notice. It is this file, run as a script by the server, in a
+session of its own. It reads lines ``watch PID START`` and ``forget PID START`` on its standard
+input; when that ends, which the kernel sees to however the server died, it kills the trees still
+watched and exits.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TextIO
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_MAX_ROUNDS: Final = 50
+"""A bound for the walk; only processes that fork faster than we stop them reach it."""
+
+
+class ProcessId(NamedTuple):
+    """A process, told apart from a later one with the same pid by its start time in clock ticks."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId | None":
+        """Return the identity of the process that has `pid` now, or None when there is none."""
+        stat = _read_stat(pid)
+        return None if stat is None else cls(pid, stat.start)
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        stat = _read_stat(self.pid)
+        return stat is not None and stat.start == self.start and stat.state not in "ZX"
+
+
+class _Stat(NamedTuple):
+    state: str
+    parent: int
+    start: int
+
+
+def become_subreaper() -> None:
+    """Adopt the orphans of this process's descendants from now on (prctl(2), Linux 3.4).
+
+    Raises OSError when the kernel refuses.
+    """
+    import ctypes  # here, because the guardian runs this file too and does without it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the pids of all living processes below `pid`, from one look at ``/proc``."""
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        new = children(pending.pop()) - found
+        found |= new
+        pending.extend(new)
+    return found
+
+
+def children(pid: int) -> set[int]:
+    """Return the pids of the processes whose parent is `pid`; zombies count."""
+    listed = _listed_children(pid)
+    return _scanned_children(pid) if listed is None else listed
+
+
+def reap(pid: int) -> None:
+    """Collect the exit status of a child that was killed; one that is no child is left alone."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
+
+
+def kill_tree(root: ProcessId, *, spare_root: bool = False) -> set[int]:
+    """Kill `root` and every process below it; return the pids that we were not allowed to kill.
+
+    With `spare_root` only what is below it dies: a worker that ends itself uses this, and must
+    not stop itself half-way. A root that is gone already leaves nothing to do.
+    """
+    if not root.alive:
+        return set()
+    refused: set[int] = set()
+    if not spare_root:
+        _signal([root.pid], signal.SIGSTOP, refused)
+    seen: set[int] = set()
+    for _ in range(_MAX_ROUNDS):
+        new = descendants(root.pid) - seen
+        if not new:
+            break
+        _signal(new, signal.SIGSTOP, refused)
+        seen |= new
+    _signal(seen, signal.SIGKILL, refused)
+    if not spare_root:
+        _signal([root.pid], signal.SIGKILL, refused)
+    return refused
+
+
+def guard(commands: TextIO) -> None:
+    """Run the guardian: keep the watch list that `commands` describes, and act at its end."""
+    watched: set[ProcessId] = set()
+    for line in commands:
+        verb, pid, start = line.split()
+        process = ProcessId(int(pid), int(start))
+        if verb == "watch":
+            watched.add(process)
+        else:
+            watched.discard(process)
+    for process in watched:
+        kill_tree(process)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals, refused: set[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            # A set-uid program belongs to somebody else; who asked is told.
+            refused.add(pid)
+
+
+def _listed_children(pid: int) -> set[int] | None:
+    """Return the children that the kernel lists for each thread, or None where it keeps no list.
+
+    proc_pid_task(5): present with CONFIG_PROC_CHILDREN, and exact for a stopped process.
+    """
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    found: set[int] = set()
+    for thread in threads:
+        try:
+            text = _read(f"/proc/{pid}/task/{thread}/children")
+        except FileNotFoundError:
+            if os.path.isdir(f"/proc/{pid}/task/{thread}"):
+                return None
+            continue
+        except ProcessLookupError:
+            continue
+        found.update(int(child) for child in text.split())
+    return found
+
+
+def _scanned_children(pid: int) -> set[int]:
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = _read_stat(int(name))
+            if stat is not None and stat.parent == pid:
+                found.add(int(name))
+    return found
+
+
+def _read(path: str) -> bytes:
+    # Not pathlib: it would double the memory of the guardian.
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    """Read state, parent and start time (proc_pid_stat(5): fields 3, 4 and 22)."""
+    try:
+        text = _read(f"/proc/{pid}/stat")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name stands in parentheses and may hold spaces and parentheses itself.
+    rest = text.rpartition(b")")[2].split()
+    return _Stat(rest[0].decode(), int(rest[1]), int(rest[19]))
+
+
+if __name__ == "__main__":
+    guard(sys.stdin)

@@ -1,0 +1,1 @@
+"""The listening process: it queues and answers, and imports no Seamless package."""

@@ -1,0 +1,87 @@
+"""The end of a server that nobody uses.
+
+Activity is a request being answered or a job that runs; the clock starts when the last of either
+has ended. It is monotonic: a changed system time does not end a server, and neither does a
+machine that was suspended, since the clock stands still meanwhile.
+
+A `threading.Timer` looks when the timeout could have passed at the earliest, and again when that
+turns out to be later. So a request costs no timer, and one that arrives as the timer fires counts.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Activity:
+    """How much is going on. Any thread may call it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._last = clock()
+
+    @contextmanager
+    def ongoing(self) -> Iterator[None]:
+        """Count as activity for as long as the block runs."""
+        with self._lock:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                self._last = self._clock()
+
+    def idle_seconds(self) -> float:
+        """Return for how long nothing has been going on; 0.0 while something is."""
+        with self._lock:
+            return 0.0 if self._under_way else self._clock() - self._last
+
+
+class IdleTimer:
+    """Calls `expired` once when `activity` has been idle for `timeout` seconds."""
+
+    def __init__(self, timeout: float, activity: Activity, expired: Callable[[], None]) -> None:
+        self._timeout = timeout
+        self._activity = activity
+        self._expired = expired
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start to watch."""
+        self._set(self._timeout)
+
+    def close(self) -> None:
+        """Stop watching; `expired` is not called any more once this has returned."""
+        with self._lock:
+            self._closed = True
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            if timer is not threading.current_thread():
+                timer.join(1.0)
+
+    def _set(self, seconds: float) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._look)
+            self._timer.name = "jobserver-idle"
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _look(self) -> None:
+        left = self._timeout - self._activity.idle_seconds()
+        if left <= 0:
+            with self._lock:
+                if self._closed:
+                    return
+                self._closed = True
+            self._expired()
+        else:
+            self._set(left)

@@ -1,0 +1,180 @@
+"""Jobs and their states, as data: no I/O, no clock, no threads.
+
+A job is one execution of a transformation, for one or more callers. Its states and legal moves:
+
+    queued ── start ──> running ── succeed ──> done
+      │  ^                │ │ └──── fail ────> failed
+      │  └──── requeue ───┘ └────── crash ───> crashed
+      └─ cancel ──> canceled <── cancel ── running
+      └─ lose ────> lost <────── lose ──── running
+
+The five states on the right are terminal for the callers. What becomes of the worker is another
+matter: the work of a canceled job runs on to its end, and its slot is busy until then.
+
+The table finds the job that a request can join. Two requests for one transformation share one
+execution when their results are interchangeable: a job that stores its result serves a caller
+that only wants the checksum (``scratch``), not the other way round. A request that insists on its
+envelope (``strict_dunder``) is refused when a job with another envelope is under way, which is
+the rule of Seamless's own client.
+"""
+
+import enum
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from seamless_jobserver.errors import EnvelopeConflict
+from seamless_jobserver.messages import Outcome, RunRequest
+
+HISTORY: Final = 1000
+"""Finished transformations whose end is remembered, for callers that ask how it went."""
+
+
+class State(enum.Enum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    CANCELED = "canceled"
+    LOST = "lost"
+
+    @property
+    def active(self) -> bool:
+        """Whether callers still wait for the job to end."""
+        return self in (State.QUEUED, State.RUNNING)
+
+
+class Event(enum.Enum):
+    """What happens to a job."""
+
+    START = "start"
+    REQUEUE = "requeue"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CRASH = "crash"
+    CANCEL = "cancel"
+    LOSE = "lose"
+
+
+TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
+    (State.QUEUED, Event.START): State.RUNNING,
+    (State.QUEUED, Event.CANCEL): State.CANCELED,
+    (State.QUEUED, Event.LOSE): State.LOST,
+    (State.RUNNING, Event.REQUEUE): State.QUEUED,
+    (State.RUNNING, Event.SUCCEED): State.DONE,
+    (State.RUNNING, Event.FAIL): State.FAILED,
+    (State.RUNNING, Event.CRASH): State.CRASHED,
+    (State.RUNNING, Event.CANCEL): State.CANCELED,
+    (State.RUNNING, Event.LOSE): State.LOST,
+}
+
+
+class IllegalMove(Exception):
+    """An event that cannot happen to a job in its state; the state is unchanged."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One execution. `number` counts from 1 and is never used again; `outcome` comes at the end.
+
+    `retries` counts how often it went back to the queue.
+    """
+
+    number: int
+    request: RunRequest
+    envelope: str
+    state: State = State.QUEUED
+    retries: int = 0
+    outcome: Outcome | None = None
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the transformation."""
+        return self.request.checksum
+
+
+class JobTable:
+    """All jobs that callers wait for, the order of the queue, and how the last ones ended."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._active: dict[str, list[Job]] = {}
+        self._queue: OrderedDict[int, Job] = OrderedDict()
+        self._ended: OrderedDict[str, State] = OrderedDict()
+
+    def join_or_add(self, request: RunRequest) -> tuple[Job, bool]:
+        """Return the job for `request` and whether it is new, and then at the end of the queue.
+
+        Raises `EnvelopeConflict`.
+        """
+        envelope = _envelope(request)
+        for job in self._active.get(request.checksum, ()):
+            if request.strict_dunder and job.envelope != envelope:
+                raise EnvelopeConflict(request.checksum)
+            if request.scratch or not job.request.scratch:
+                return job, False
+        self._count += 1
+        job = Job(self._count, request, envelope)
+        self._active.setdefault(request.checksum, []).append(job)
+        self._queue[job.number] = job
+        return job, True
+
+    def running(self, request: RunRequest) -> Job | None:
+        """Return a job that runs, and whose result would serve `request` too."""
+        for job in self._active.get(request.checksum, ()):
+            if job.state is State.RUNNING and (request.scratch or not job.request.scratch):
+                return job
+        return None
+
+    def next_queued(self) -> Job | None:
+        """Return the job that has waited longest, or None; it stays queued until it is started."""
+        return next(iter(self._queue.values()), None)
+
+    def apply(self, job: Job, event: Event, outcome: Outcome | None = None) -> None:
+        """Move `job` on; a move that ends it takes its `outcome`. Raises `IllegalMove`."""
+        state = TRANSITIONS.get((job.state, event))
+        if state is None:
+            raise IllegalMove(f"job {job.number} is {job.state.value}: it cannot {event.value}")
+        job.state = state
+        if state is State.QUEUED:
+            job.retries += 1
+            # It has been at the head of the queue before, and has lost nothing by it.
+            self._queue[job.number] = job
+            self._queue.move_to_end(job.number, last=False)
+            return
+        self._queue.pop(job.number, None)
+        if not state.active:
+            job.outcome = outcome
+            self._forget(job)
+
+    def active(self, checksum: str | None = None) -> Iterator[Job]:
+        """Yield the jobs that callers wait for: all, or those of one transformation."""
+        groups = self._active.values() if checksum is None else [self._active.get(checksum, [])]
+        for group in groups:
+            yield from group
+
+    def state_of(self, checksum: str) -> State | None:
+        """Return the state of the transformation's job, or how its last one ended, or None."""
+        for job in self._active.get(checksum, ()):
+            return job.state
+        return self._ended.get(checksum)
+
+    def _forget(self, job: Job) -> None:
+        group = self._active[job.checksum]
+        group.remove(job)
+        if not group:
+            del self._active[job.checksum]
+        self._ended[job.checksum] = job.state
+        self._ended.move_to_end(job.checksum)
+        while len(self._ended) > HISTORY:
+            self._ended.popitem(last=False)
+
+
+def _envelope(request: RunRequest) -> str:
+    """Return what `strict_dunder` compares: the dunder and ``scratch``, in one canonical form."""
+    return json.dumps([request.dunder, request.scratch], sort_keys=True)

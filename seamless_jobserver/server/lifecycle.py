@@ -1,0 +1,286 @@
+"""From start to end: what is made in which order, and how it is taken down again.
+
+The main thread does this and nothing else. It makes the parts, then waits for a reason to end:
+a signal, the idle timer, or workers that cannot be started. All three only put a word into a
+queue (`queue.SimpleQueue`, which a signal handler may use at any point), so that everything that
+happens at the end happens here, in one order and against one deadline:
+
+    stop accepting -> refuse new jobs and drop the queued -> give the running a grace
+    -> kill what is left -> let the answers go out -> close the loop -> the last word in the log
+
+A second signal cuts the grace short.
+"""
+
+import base64
+import concurrent.futures
+import errno
+import functools
+import importlib.util
+import logging
+import queue
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from seamless_jobserver import processtree
+from seamless_jobserver.errors import ShuttingDown, StartupError, WorkersUnavailable
+from seamless_jobserver.messages import WorkerProgram, WorkerSettings
+from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.guardian import Guardian
+from seamless_jobserver.server.http import Answerer, JobHTTPServer
+from seamless_jobserver.server.idle import Activity, IdleTimer
+from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.routes import Routes
+from seamless_jobserver.server.service import Service
+from seamless_jobserver.server.slots import Slots
+from seamless_jobserver.server.statusfile import StatusFile
+
+GRACE: Final = 3.0
+"""Seconds for running jobs to end; the launcher sends a second signal after 5."""
+_CLOSING: Final = 5.0
+_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PACKAGES: Final = {
+    "seamless": "seamless-core",
+    "seamless_transformer": "seamless-transformer",
+    "seamless_remote": "seamless-remote",
+    "seamless_config": "seamless-config",
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for. `ports` are tried in random order; 0 is any free one."""
+
+    host: str
+    address: tuple[int, str]
+    ports: range
+    workers: int
+    timeout: float | None
+    status_file: Path | None
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """Why the server ends: in words, and whether that is a failure."""
+
+    text: str
+    failure: bool = False
+
+
+def run(settings: Settings, program: WorkerProgram) -> int:
+    """Run a jobserver until something ends it; return the exit code: 0, or 1 after a failure."""
+    interrupts: queue.SimpleQueue[_Reason] = queue.SimpleQueue()
+    with _signals_into(interrupts):
+        try:
+            status_file = None
+            if settings.status_file is not None:
+                status_file = StatusFile.read(settings.status_file, interrupts)
+                if status_file is None:
+                    return 0
+            try:
+                reason = _serve(settings, program, status_file, interrupts)
+                if reason.failure:
+                    raise StartupError(reason.text)
+            except BaseException:
+                if status_file is not None:
+                    _report_failed(status_file)
+                raise
+        except StartupError as error:
+            _complain(error)
+            return 1
+    return 0
+
+
+def _report_failed(status_file: StatusFile) -> None:
+    try:
+        status_file.write_failed()
+    except StartupError as error:
+        _complain(error)  # beside the failure that it should have reported
+
+
+def _complain(error: StartupError) -> None:
+    print(f"seamless-jobserver: error: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _serve(
+    settings: Settings,
+    program: WorkerProgram,
+    status_file: StatusFile | None,
+    interrupts: "queue.SimpleQueue[_Reason]",
+) -> _Reason:
+    """Start, serve, and end in order; return why it ended. Raises `StartupError`."""
+    _check_packages()
+    parameters = {} if status_file is None else status_file.parameters
+    record = parameters.get("record", False)
+    activity = Activity()
+    with ExitStack() as stack:
+        bridge = Bridge()
+        stack.callback(bridge.close, _CLOSING)
+        output = JobOutput()
+        stack.callback(output.close)
+        service = Service(record=record, output=output, activity=activity)
+        password = secrets.token_urlsafe(32)
+        credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
+        routes = Routes(service, bridge, credentials)
+        http = _listen(settings, routes.answer, activity)
+        stack.callback(http.stop_accepting)
+        http.start()
+        if status_file is not None:
+            status_file.write_running(http.port)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"Welcome to the Seamless jobserver on {host}:{http.port}", flush=True)  # noqa: T201
+        processtree.become_subreaper()
+        guardian = Guardian()
+        stack.callback(guardian.close, _CLOSING)
+        make_slots = functools.partial(
+            _make_slots,
+            settings.workers,
+            program,
+            WorkerSettings(
+                clients=parameters,
+                record=record,
+                server=f"http://worker:{password}@{_local_address(http)}",
+                workers=settings.workers,
+            ),
+            guardian,
+            interrupts,
+        )
+        bridge.submit(service.start(make_slots)).result(_CLOSING)
+        if settings.timeout is not None:
+            expired = _Reason(f"no activity for {settings.timeout:g} s")
+            timer = IdleTimer(settings.timeout, activity, lambda: interrupts.put(expired))
+            timer.start()
+            stack.callback(timer.close)
+        reason = _await_reason(interrupts)
+        _log.info("ending: %s", reason.text)
+        _end(http, bridge, service, interrupts, reason)
+    _log.info("ended")
+    return reason
+
+
+def _await_reason(interrupts: "queue.SimpleQueue[_Reason]") -> _Reason:
+    while True:
+        try:
+            return interrupts.get(timeout=3600)
+        except queue.Empty:
+            continue
+
+
+def _make_slots(
+    count: int,
+    program: WorkerProgram,
+    settings: WorkerSettings,
+    guardian: Guardian,
+    interrupts: "queue.SimpleQueue[_Reason]",
+    freed: Callable[[], None],
+) -> Slots:
+    def exhausted(cause: str) -> None:
+        interrupts.put(_Reason(f"no worker can be started: {cause}", failure=True))
+
+    return Slots(count, program, settings, guardian, freed=freed, exhausted=exhausted)
+
+
+def _end(
+    http: JobHTTPServer,
+    bridge: Bridge,
+    service: Service,
+    interrupts: "queue.SimpleQueue[_Reason]",
+    reason: _Reason,
+) -> None:
+    http.stop_accepting()
+    refusal = WorkersUnavailable(reason.text) if reason.failure else ShuttingDown()
+    bridge.submit(service.refuse(refusal)).result(_CLOSING)
+    ending = bridge.submit(service.close(GRACE))
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:
+        try:
+            ending.result(timeout=0.05)
+            break
+        except concurrent.futures.TimeoutError:
+            try:
+                second = interrupts.get_nowait()
+            except queue.Empty:
+                continue
+            _log.warning("ending now: %s", second.text)
+            ending.cancel()
+            break
+    if not ending.done() or ending.cancelled():
+        ending = bridge.submit(service.close(0.0))
+    ending.result(_CLOSING)
+    left = http.close(_CLOSING)
+    if left:
+        _log.warning("%d connections did not take their answers", left)
+
+
+@contextmanager
+def _signals_into(interrupts: "queue.SimpleQueue[_Reason]") -> Iterator[None]:
+    """Have the signals that end a service put a reason into `interrupts` instead.
+
+    SIGHUP stays ignored where it is: that is what ``nohup`` is for.
+    """
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        interrupts.put(_Reason(f"received {signal.Signals(number).name}"))
+
+    before = {}
+    for number in _END_SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        before[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _local_address(http: JobHTTPServer) -> str:
+    """Return address and port at which processes of this machine reach the server."""
+    address = str(http.socket.getsockname()[0])
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"[{address}]:{http.port}" if ":" in address else f"{address}:{http.port}"
+
+
+def _check_packages() -> None:
+    """Look for the Seamless packages without importing them: that is the workers' business."""
+    missing = [
+        name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise StartupError(
+            f"missing on this machine: {', '.join(missing)}. Install with: "
+            f"{sys.executable} -m pip install {' '.join(missing)}"
+        )
+
+
+def _listen(settings: Settings, answer: Answerer, activity: Activity) -> JobHTTPServer:
+    """Bind the first port that is free. Raises `StartupError` that names the ports."""
+    family, address = settings.address
+    ports = random.sample(settings.ports, len(settings.ports))
+    taken = 0
+    for port in ports:
+        try:
+            return JobHTTPServer(family, (address, port), answer, activity)
+        except OSError as error:
+            if len(ports) == 1:
+                raise StartupError(
+                    f"cannot listen on port {port} of {settings.host}: {error.strerror}. "
+                    "Choose another one with --port, or let one be chosen with --port-range."
+                ) from None
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise StartupError(f"cannot listen on {settings.host}: {error.strerror}") from None
+            taken += 1
+    raise StartupError(
+        f"no free port from {settings.ports[0]} to {settings.ports[-1]} on {settings.host}: all "
+        f"{taken} are taken. Widen --port-range."
+    )

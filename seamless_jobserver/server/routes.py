@@ -1,0 +1,170 @@
+"""Routes: a request in, an answer out (protocol.md, "HTTP").
+
+The one place where the words of the wire are spoken: states become ``running`` and
+``not-running``, outcomes and errors become status codes. Everything runs in the thread of the
+connection that asked; the service is asked through the bridge.
+"""
+
+import concurrent.futures
+import hmac
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from seamless_jobserver import http1
+from seamless_jobserver.errors import InvalidChecksum, RequestError
+from seamless_jobserver.messages import NESTED_PATH, Ending, Outcome, RunRequest
+from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.jobs import State
+from seamless_jobserver.server.payload import parse_checksum, parse_run_request
+from seamless_jobserver.server.service import Service
+
+_WORDS: Final[dict[State | None, str]] = {
+    None: "not-running",
+    State.QUEUED: "running",
+    State.RUNNING: "running",
+    State.DONE: "done",
+    State.FAILED: "failed",
+    State.CRASHED: "failed",
+    State.LOST: "failed",
+    State.CANCELED: "canceled",
+}
+_STATUS: Final[dict[Ending, int]] = {
+    Ending.RESULT: 200,
+    Ending.REMOTE_JOB_WRITTEN: 200,
+    Ending.CANCELED: 200,
+    Ending.FAILED: 500,
+    Ending.INPUT_MISSING: 500,
+    Ending.STORE_FAILED: 500,
+    Ending.CRASHED: 500,
+    Ending.LOST: 503,
+}
+_ANSWER_LIMIT: Final = 30.0
+"""Seconds for the loop to answer a question about a job; it never takes more than a moment."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer: status code, body, and header fields beside ``Content-Length``."""
+
+    status: int
+    body: bytes
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def text_response(status: int, text: str, **fields: str) -> Response:
+    """Return an answer in plain text."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    return Response(
+        status,
+        text.encode("utf-8", errors="backslashreplace"),
+        {"Content-Type": "text/plain; charset=utf-8", **named},
+    )
+
+
+def json_response(value: Any) -> Response:
+    """Return a 200 answer in JSON."""
+    return Response(
+        200, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"}
+    )
+
+
+class Routes:
+    """Answers requests by way of `service`, which lives on the loop of `bridge`."""
+
+    def __init__(self, service: Service, bridge: Bridge, worker_credentials: str) -> None:
+        """`worker_credentials` is what workers send as ``Authorization``, and nobody else can."""
+        self._service = service
+        self._bridge = bridge
+        self._worker_credentials = worker_credentials
+
+    def answer(
+        self, head: http1.RequestHead, body: bytes, waiting: Callable[[], float]
+    ) -> Response:
+        """Return the answer to a request.
+
+        While a job runs, `waiting` is called again and again: it returns for how many seconds to
+        wait before its next call, and raises to give up. What it raises passes through.
+        """
+        method, path = head.method, head.target.partition("?")[0]
+        try:
+            if path == "/run-transformation":
+                return _only("GET", method) or self._run(self._service.run, body, waiting)
+            if path == NESTED_PATH and self._is_worker(head):
+                return self._run(self._service.run_nested, body, waiting)
+            if path in _FIXED:
+                return _only("GET", method) or text_response(200, _FIXED[path])
+            route, _, rest = path[1:].partition("/")
+            if route == "transformation-status":
+                return _only("GET", method) or self._status(rest)
+            if route == "cancel-transformation":
+                return _only("POST", method) or self._cancel(rest)
+        except RequestError as error:
+            return text_response(error.status, str(error))
+        return text_response(404, "404: Not Found")
+
+    def _is_worker(self, head: http1.RequestHead) -> bool:
+        given = head.fields.get("Authorization") or ""
+        return hmac.compare_digest(given.encode(), self._worker_credentials.encode())
+
+    def _run(
+        self,
+        run: Callable[[RunRequest], Coroutine[Any, Any, Outcome | None]],
+        body: bytes,
+        waiting: Callable[[], float],
+    ) -> Response:
+        future = self._bridge.submit(run(parse_run_request(body)))
+        try:
+            while True:
+                pause = waiting()
+                try:
+                    outcome = future.result(timeout=pause)
+                except concurrent.futures.TimeoutError:
+                    continue
+                return Response(204, b"") if outcome is None else _outcome_response(outcome)
+        finally:
+            future.cancel()
+
+    def _status(self, checksum: str) -> Response:
+        state = self._bridge.submit(self._service.status(_checksum(checksum)))
+        return json_response({"status": _WORDS[state.result(_ANSWER_LIMIT)]})
+
+    def _cancel(self, checksum: str) -> Response:
+        answer = self._bridge.submit(self._service.cancel(_checksum(checksum)))
+        canceled, state = answer.result(_ANSWER_LIMIT)
+        return json_response({"canceled": canceled, "status": _WORDS[state]})
+
+
+_FIXED: Final = {"/": "Seamless jobserver is running", "/healthcheck": "OK"}
+
+
+def _only(allowed: str, method: str) -> Response | None:
+    """Return the refusal of a method that a route does not have (RFC 9110 §15.5.6), or None."""
+    methods = ("GET", "HEAD") if allowed == "GET" else (allowed,)
+    if method in methods:
+        return None
+    return text_response(405, "405: Method Not Allowed", Allow=", ".join(methods))
+
+
+def _checksum(text: str) -> str:
+    checksum = parse_checksum(text)
+    if checksum is None:
+        raise InvalidChecksum(text)
+    return checksum
+
+
+def _outcome_response(outcome: Outcome) -> Response:
+    if outcome.ending is Ending.RESULT:
+        return json_response(
+            {
+                "result_checksum": outcome.result_checksum,
+                "record_runtime": outcome.runtime,
+                **outcome.extra,
+            }
+        )
+    if outcome.ending is Ending.REMOTE_JOB_WRITTEN:
+        return json_response(
+            {"remote_job_written": outcome.marker, "record_runtime": outcome.runtime}
+        )
+    return text_response(_STATUS[outcome.ending], outcome.message)

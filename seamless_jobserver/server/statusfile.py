@@ -1,0 +1,108 @@
+"""The status file: how the launcher tells us about the store, and how we tell it our port.
+
+protocol.md, "Status file". It is read once and replaced atomically: a temporary file in the same
+directory, then a rename, so that the launcher, which polls it, never sees half a file.
+"""
+
+import json
+import os
+import queue
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from seamless_jobserver.errors import StartupError
+
+APPEARANCE_LIMIT: Final = 20.0
+"""Seconds to wait for the file: the launcher writes it around the moment that it starts us."""
+_POLL: Final = 0.05
+
+
+class StatusFile:
+    """A status file that has been read. Top-level keys that are not ours are kept as they are."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self._path = path
+        self._content = content
+
+    @classmethod
+    def read(cls, path: Path, interrupts: "queue.SimpleQueue[Any]") -> "StatusFile | None":
+        """Wait for the file at `path` and read it; None when an interrupt came first.
+
+        The interrupt is left for whoever handles them. Raises `StartupError` when the file does
+        not appear in time, or does not hold a JSON object.
+        """
+        waited = 0.0
+        while not os.path.exists(path):
+            if waited >= APPEARANCE_LIMIT:
+                raise StartupError(
+                    f"status file {path} did not appear within {APPEARANCE_LIMIT:.0f} s: is the "
+                    "path right, and has the launcher been started?"
+                )
+            try:
+                interrupts.put(interrupts.get(timeout=_POLL))
+            except queue.Empty:
+                waited += _POLL
+            else:
+                return None
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
+            raise StartupError(f"status file {path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise StartupError(f"status file {path} is not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise StartupError(f"status file {path} holds no JSON object, as the launcher writes")
+        return cls(path, content)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The launcher's ``parameters``: the clients of store and database, and ``record``.
+
+        Raises `StartupError` when it is not what protocol.md says.
+        """
+        parameters = self._content.get("parameters")
+        if parameters is None:
+            return {}
+        if not isinstance(parameters, dict):
+            raise StartupError(f"status file {self._path}: 'parameters' is not an object")
+        for key in ("database", "buffer"):
+            entries = parameters.get(key, [])
+            if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+                raise StartupError(
+                    f"status file {self._path}: 'parameters.{key}' is not a list of objects"
+                )
+        if not isinstance(parameters.get("record", False), bool):
+            raise StartupError(f"status file {self._path}: 'parameters.record' is not a boolean")
+        return parameters
+
+    def write_running(self, port: int) -> None:
+        """Say that the server listens on `port`. Raises `StartupError` when that fails."""
+        self._content["port"] = port
+        self._replace("running")
+
+    def write_failed(self) -> None:
+        """Say that the server has failed. Raises `StartupError` when that fails."""
+        self._replace("failed")
+
+    def _replace(self, status: str) -> None:
+        self._content["status"] = status
+        try:
+            mode = os.stat(self._path).st_mode & 0o777
+        except OSError:
+            mode = 0o600  # the launcher has removed it: nobody else need read it
+        temporary = None
+        try:
+            descriptor, temporary = tempfile.mkstemp(
+                prefix=f".{self._path.name}.", suffix=".tmp", dir=self._path.parent
+            )
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._content, file, indent=2)
+                os.fchmod(file.fileno(), mode)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise StartupError(
+                f"status file {self._path} cannot be replaced: {error.strerror}"
+            ) from None

@@ -1,0 +1,262 @@
+"""One HTTP/1.1 client connection on asyncio, and the body that comes out of it.
+
+All of it runs on one event loop. The loop's selector delivers bytes through the
+`asyncio.BufferedProtocol` calls, coroutines wait for them:
+
+- While a body of known length is expected, the kernel's bytes go straight into the buffer that
+  will hold it, so that a large buffer is copied once (into the ``bytes`` that Seamless demands).
+- Everything else (heads, chunk lines) passes through a small landing buffer into `_pending`.
+- A connection carries one request at a time. `reusable` says whether it may carry another: not
+  after an answer that came before its request was sent whole, not with bytes left over, and
+  not when either side said ``Connection: close``.
+
+Faults surface as the exceptions of this module's callers' choosing: here they are plain
+`Disconnected`, `TimedOut` and `http1.MalformedMessage`, and the session gives them the names that
+aiohttp has for them.
+"""
+
+import asyncio
+from typing import Final, cast
+
+from seamless_jobserver import http1
+
+_LANDING: Final = 64 * 1024
+_SLICE: Final = 256 * 1024
+"""Bytes handed to the transport at a time; what a socket does not take at once is copied."""
+CONTINUE_PATIENCE: Final = 2.0
+"""Seconds to wait for ``100 Continue`` before sending the body all the same (RFC 9110 §10.1.1)."""
+
+
+class Disconnected(Exception):
+    """The peer is gone; `error` is the OSError that said so, or None after a clean end."""
+
+    def __init__(self, error: OSError | None) -> None:
+        super().__init__(str(error) if error else "the server closed the connection")
+        self.error = error
+
+
+class TimedOut(Exception):
+    """No byte came, or none could be sent, for as long as was allowed."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A connection to one server; made by `open_connection`."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Bytes that have arrived for the current request; none means it can be repeated."""
+        self.reusable = True
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._landing = bytearray(_LANDING)
+        self._pending = bytearray()
+        self._body: bytearray | None = None
+        self._filled = 0
+        self._closed = False
+        self._error: OSError | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+
+    # --- called by the event loop -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport (asyncio.BaseProtocol)."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note the end and wake whoever waits (asyncio.BaseProtocol)."""
+        self._closed = True
+        self._error = error if isinstance(error, OSError) else None
+        self._room.set()
+        self._announce()
+
+    def eof_received(self) -> bool:
+        """Close our side too (asyncio.BufferedProtocol): HTTP has no use for a half connection."""
+        self._closed = True
+        self._announce()
+        return False
+
+    def pause_writing(self) -> None:
+        """Hold back the sender (asyncio.BaseProtocol)."""
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        """Let the sender go on (asyncio.BaseProtocol)."""
+        self._room.set()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
+        """Say where the next bytes go (asyncio.BufferedProtocol)."""
+        if self._body is not None and self._filled < len(self._body):
+            return memoryview(self._body)[self._filled :]
+        return memoryview(self._landing)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Account for bytes that have arrived (asyncio.BufferedProtocol)."""
+        self.received += nbytes
+        if self._body is not None and self._filled < len(self._body):
+            self._filled += nbytes
+        else:
+            self._pending += memoryview(self._landing)[:nbytes]
+        self._announce()
+
+    # --- called by the session, on the same loop ----------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be sent here."""
+        return self.reusable and not self._closed and not self._pending
+
+    def close(self) -> None:
+        """Drop the connection at once. Further calls do nothing."""
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def exchange(
+        self, head: bytes, body: bytes, *, expect: bool, patience: float | None
+    ) -> http1.ResponseHead:
+        """Send one request and return the head of its final response.
+
+        Interim responses are skipped, and each one starts the clock anew. With `expect`, `head`
+        carries ``Expect: 100-continue`` and the body is kept back until the server wants it.
+        `patience` bounds each wait for the peer, in seconds.
+
+        Raises `Disconnected`, `TimedOut` or `http1.MalformedMessage`.
+        """
+        self.received = 0
+        await self._send(head, patience)
+        if expect:
+            limit = CONTINUE_PATIENCE if patience is None else min(patience, CONTINUE_PATIENCE)
+            try:
+                answer = await self._read_head(limit)
+            except TimedOut:
+                answer = None
+            if answer is not None and not answer.interim:
+                # The server did not want the body. It may still be waiting for it, so the
+                # connection has no agreed state any more.
+                self.reusable = False
+                return self._note_persistence(answer)
+        if not await self._send(body, patience):
+            self.reusable = False
+        while True:
+            answer = await self._read_head(patience)
+            if not answer.interim:
+                return self._note_persistence(answer)
+
+    async def read_body(self, framing: http1.BodyFraming, patience: float | None) -> bytes:
+        """Return the whole body of the response whose head was just read.
+
+        Raises `Disconnected` when it is cut short, `TimedOut`, or `http1.MalformedMessage`.
+        """
+        if framing.chunked:
+            return await self._read_chunks(patience)
+        if framing.length is None:
+            self.reusable = False
+            while not self._closed:
+                await self._wait(patience)
+            if self._error is not None:
+                raise Disconnected(self._error)
+            return self._take(len(self._pending))
+        return await self._read_exactly(framing.length, patience)
+
+    def _note_persistence(self, head: http1.ResponseHead) -> http1.ResponseHead:
+        if not head.keep_alive:
+            self.reusable = False
+        return head
+
+    async def _send(self, data: bytes, patience: float | None) -> bool:
+        """Send `data`; return False when an answer arrived before all of it was sent."""
+        if self._transport is None:
+            raise Disconnected(self._error)
+        view = memoryview(data)
+        for start in range(0, len(view), _SLICE):
+            if start and (self._pending or self._closed):
+                return False
+            if self._closed:
+                raise Disconnected(self._error)
+            self._transport.write(view[start : start + _SLICE])
+            if not self._room.is_set():
+                try:
+                    await asyncio.wait_for(self._room.wait(), patience)
+                except asyncio.TimeoutError:
+                    raise TimedOut from None
+        return True
+
+    async def _read_head(self, patience: float | None) -> http1.ResponseHead:
+        searched = 0
+        while True:
+            end = self._pending.find(b"\r\n\r\n", max(0, searched - 3))
+            if end >= 0:
+                block = self._take(end)
+                del self._pending[:4]
+                return http1.parse_response_head(block)
+            searched = len(self._pending)
+            if searched > http1.MAX_HEAD:
+                raise http1.MalformedMessage("a response head without an end")
+            if self._closed:
+                raise Disconnected(self._error)
+            await self._wait(patience)
+
+    async def _read_exactly(self, length: int, patience: float | None) -> bytes:
+        if length <= _LANDING:
+            while len(self._pending) < length:
+                if self._closed:
+                    raise Disconnected(self._error)
+                await self._wait(patience)
+            return self._take(length)
+        body = bytearray(length)
+        early = self._take(min(length, len(self._pending)))
+        body[: len(early)] = early
+        self._body, self._filled = body, len(early)
+        try:
+            while self._filled < length:
+                if self._closed:
+                    raise Disconnected(self._error)
+                await self._wait(patience)
+        finally:
+            self._body = None
+        return bytes(body)
+
+    async def _read_chunks(self, patience: float | None) -> bytes:
+        parts: list[bytes] = []
+        while True:
+            size = http1.parse_chunk_size(await self._read_line(patience))
+            if size == 0:
+                while await self._read_line(patience):
+                    continue
+                return b"".join(parts)
+            parts.append(await self._read_exactly(size, patience))
+            if await self._read_line(patience):
+                raise http1.MalformedMessage("a chunk that does not end where it said")
+
+    async def _read_line(self, patience: float | None) -> bytes:
+        while True:
+            end = self._pending.find(b"\r\n")
+            if end >= 0:
+                line = self._take(end)
+                del self._pending[:2]
+                return line
+            if len(self._pending) > http1.MAX_START_LINE:
+                raise http1.MalformedMessage("a chunk line without an end")
+            if self._closed:
+                raise Disconnected(self._error)
+            await self._wait(patience)
+
+    def _take(self, length: int) -> bytes:
+        data = bytes(memoryview(self._pending)[:length])
+        del self._pending[:length]
+        return data
+
+    async def _wait(self, patience: float | None) -> None:
+        self._news = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait_for(self._news, patience)
+        except asyncio.TimeoutError:
+            raise TimedOut from None
+        finally:
+            self._news = None
+
+    def _announce(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

@@ -1,0 +1,51 @@
+"""The connections of a session that are not in use at the moment, by server."""
+
+import asyncio
+from typing import Final
+
+from seamless_jobserver.transport.connection import Connection
+from seamless_jobserver.transport.request import Origin
+
+KEPT_ALIVE: Final = 15.0
+"""Seconds for which an idle connection is kept, as in aiohttp."""
+
+
+class Connector:
+    """Keeps connections between requests; all but `_close` is to be called on the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._idle: dict[Origin, list[Connection]] = {}
+
+    def take(self, origin: Origin, now: float) -> Connection | None:
+        """Return a kept connection to `origin` that is still good, or None."""
+        kept = self._idle.get(origin, [])
+        while kept:
+            connection = kept.pop()
+            if connection.usable and now - connection.idle_since < KEPT_ALIVE:
+                return connection
+            connection.close()
+        return None
+
+    def keep(self, origin: Origin, connection: Connection, now: float) -> None:
+        """Keep `connection` for the next request to `origin`, and drop those kept too long."""
+        connection.idle_since = now
+        kept = self._idle.setdefault(origin, [])
+        for stale in [old for old in kept if not old.usable or now - old.idle_since >= KEPT_ALIVE]:
+            stale.close()
+            kept.remove(stale)
+        kept.append(connection)
+
+    def drop_all(self) -> None:
+        """Close every kept connection; to be called on the loop."""
+        for kept in self._idle.values():
+            for connection in kept:
+                connection.close()
+        self._idle.clear()
+
+    def _close(self) -> None:
+        # seamless-remote calls this by this name, from any thread.
+        try:
+            self._loop.call_soon_threadsafe(self.drop_all)
+        except RuntimeError:
+            self._idle.clear()  # the loop is closed, and the sockets go with their last reference

@@ -1,0 +1,92 @@
+"""What a job printed: everything that reaches file descriptors 1 and 2 while it runs.
+
+Capturing at the level of the descriptors catches what Python, C libraries and subprocesses write.
+For the time of a job both descriptors point at a file of that job alone, opened for appending:
+standard output and standard error keep the order in which they came, a process that a job left
+behind goes on writing to *its* file, and the server can read the file when the worker is dead.
+
+Three buffers lie between a job and the descriptors: Python's own, which is flushed here; that of
+the C library, flushed through ``fflush(NULL)``; and those of subprocesses, which are theirs.
+"""
+
+import ctypes
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, TextIO
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+class OutputCapture:
+    """Points the process's standard output and error at one job's file at a time.
+
+    Make one in each worker process, from the thread that runs the jobs.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._stdout = _stream(_STDOUT)
+        self._stderr = _stream(_STDERR)
+        self._install()
+
+    @contextmanager
+    def to_file(self, path: str) -> Iterator[None]:
+        """Send all output to the file at `path`, which is created, until the block ends.
+
+        Raises OSError when the file cannot be created; the output then goes nowhere new.
+        """
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        before = os.dup(_STDOUT), os.dup(_STDERR)
+        try:
+            self._flush()
+            os.dup2(file, _STDOUT)
+            os.dup2(file, _STDERR)
+            yield
+        finally:
+            self._flush()
+            os.dup2(before[0], _STDOUT)
+            os.dup2(before[1], _STDERR)
+            for descriptor in (file, *before):
+                os.close(descriptor)
+            self._install()
+
+    def _install(self) -> None:
+        """Put our streams back, whatever a job made of ``sys.stdout``; mend those it closed."""
+        if self._stdout.closed:
+            self._stdout = _stream(_STDOUT)
+        if self._stderr.closed:
+            self._stderr = _stream(_STDERR)
+        sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc,assignment]
+        sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc,assignment]
+
+    def _flush(self) -> None:
+        for stream in {self._stdout, self._stderr, sys.stdout, sys.stderr}:
+            if stream is not None and not getattr(stream, "closed", False):
+                flush_quietly(stream)
+        self._libc.fflush(None)
+
+
+def flush_quietly(stream: TextIO) -> None:
+    """Flush `stream`, and say so on the log when that fails: a full disk must not fail a job."""
+    try:
+        stream.flush()
+    except (OSError, ValueError, AttributeError) as error:
+        os.write(_STDERR, f"[worker {os.getpid()}] output was lost: {error}\n".encode())
+
+
+def _stream(descriptor: int) -> TextIO:
+    """Return a text stream on `descriptor` that a job can close without closing the descriptor.
+
+    UTF-8 whatever the locale, and never an error for what cannot be encoded: printing is not
+    worth a failed job. Line by line, so that the two streams mix in the order of writing.
+    """
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )

@@ -1,0 +1,102 @@
+"""The entry points of a worker process: `warm_up` once, then `run_job` for each job.
+
+The server submits both to a `ProcessPoolExecutor` of one spawned process, so they are module-level
+functions of plain arguments, they return plain data, and they never raise: an exception would be
+pickled back with whatever it refers to.
+
+Three threads matter in a worker. The main thread runs the jobs, so that signal handlers, ``fork``
+and libraries that insist on the main thread work for user code as in a script. The staging thread
+moves buffers. A watcher waits for the server to disappear, and then takes the worker and all that
+its jobs have started along.
+"""
+
+import dataclasses
+import functools
+import os
+import signal
+import threading
+from multiprocessing import connection, parent_process
+
+from seamless_jobserver import processtree
+from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings
+
+_worker: "_Worker | None" = None
+
+
+def warm_up(settings: WorkerSettings) -> str | None:
+    """Turn this process into a worker; return None, or why that is impossible, for a person."""
+    global _worker
+    try:
+        os.setpgid(0, 0)  # out of reach of a Ctrl-C meant for the server
+        processtree.become_subreaper()
+        threading.Thread(target=_follow_parent, name="jobserver-watcher", daemon=True).start()
+        _worker = _Worker(settings)
+    except ImportError as error:
+        return f"a package is missing or broken: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server tells the user
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def run_job(request: RunRequest, output_path: str) -> Outcome:
+    """Run one job, with all that it prints going to a new file at `output_path`."""
+    if _worker is None:
+        return Outcome(Ending.LOST, message="The worker was not warmed up.\n")
+    return _worker.run(request, output_path)
+
+
+class _Worker:
+    """An ordinary Seamless process, configured for the store and the database of the server."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        from seamless_jobserver.transport import import_seamless_remote
+
+        import_seamless_remote()
+        # The rest is imported now, so that the first job does not pay for it, and only now,
+        # because all of it wants seamless-remote.
+        import seamless.config
+        from seamless_config.select import select_record
+
+        from seamless_jobserver.worker.capture import OutputCapture
+        from seamless_jobserver.worker.execution import run_and_store
+        from seamless_jobserver.worker.isolation import Surroundings
+        from seamless_jobserver.worker.measure import Meter
+        from seamless_jobserver.worker.memory import settle
+        from seamless_jobserver.worker.nested import take_over
+        from seamless_jobserver.worker.staging import Staging
+
+        seamless.config.set_remote_clients(settings.clients, in_remote=True)
+        select_record(settings.record)  # last: what comes before may reset it
+        self._capture = OutputCapture()
+        self._staging = Staging()
+        self._meter = Meter()
+        take_over(settings, functools.partial(run_and_store, self._staging), self._meter)
+        settle()
+        self._surroundings = Surroundings()  # last: all of ours belongs to them
+
+    def run(self, request: RunRequest, output_path: str) -> Outcome:
+        from seamless_jobserver.worker.execution import execute
+        from seamless_jobserver.worker.isolation import apart
+
+        try:
+            with self._capture.to_file(output_path):
+                outcome = apart(execute, request, self._staging, self._meter)
+        except OSError as error:
+            outcome = Outcome(
+                Ending.LOST,
+                message=f"The job's output file {output_path} cannot be written: {error}. "
+                "Is the disk for temporary files full?\n",
+            )
+        return dataclasses.replace(outcome, retire=self._surroundings.restore())
+
+
+def _follow_parent() -> None:
+    """End this process and all below it as soon as the server is gone."""
+    parent = parent_process()
+    if parent is None:
+        return
+    connection.wait([parent.sentinel])
+    myself = processtree.ProcessId.of(os.getpid())
+    if myself is not None:
+        processtree.kill_tree(myself, spare_root=True)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,238 @@
+"""Keeping jobs that share a process apart.
+
+What a job changes in its process, the next job would find. `Surroundings` notes how the process is
+before the first job, and puts it back after each one. What a job has *imported* stays, as it would
+in a script. What cannot be put back is a reason to retire the worker: `restore` returns it.
+
+Random generators are not put back but seeded anew: jobs that start from the same state would draw
+the same numbers, which is worse than any leak.
+
+Three things are kept apart by `apart`, around the job: warning filters, context variables with all
+that lives in them (numpy's error handling and decimal's precision included), and, in `capture`,
+standard output and error.
+"""
+
+import asyncio
+import contextvars
+import ctypes
+import gc
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+from seamless_jobserver.processtree import children
+from seamless_jobserver.worker.measure import read_memory
+
+GROWTH_LIMIT: Final = 512 * 1024 * 1024
+"""Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
+DESCRIPTOR_LIMIT: Final = 200
+"""Open files that jobs may have forgotten to close, all together."""
+THREAD_PATIENCE: Final = 0.2
+"""Seconds for threads that a job has started to end by themselves."""
+
+_OUR_THREADS: Final = ("jobserver-", "Seamless")
+"""Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
+_LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+_SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+Result = TypeVar("Result")
+
+
+class _LoggerState(NamedTuple):
+    level: int
+    handlers: list[logging.Handler]
+    filters: list[Any]
+    propagate: bool
+    disabled: bool
+
+
+def apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `function` with warning filters and context variables of its own."""
+    with warnings.catch_warnings():
+        return contextvars.copy_context().run(function, *arguments)
+
+
+class Surroundings:
+    """How the process is between jobs. Make it once, in the thread that runs them."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._directory = os.getcwd()
+        self._environment = dict(os.environb)
+        self._sys: dict[str, Any] = {
+            name: getattr(sys, name) for name in ("path", "meta_path", "path_hooks", "argv")
+        }
+        self._sys_lists = {name: list(value) for name, value in self._sys.items()}
+        self._hooks = sys.excepthook, sys.displayhook, threading.excepthook
+        self._recursion_limit = sys.getrecursionlimit()
+        self._switch_interval = sys.getswitchinterval()
+        self._collector = gc.get_threshold()
+        self._umask = _get_umask()
+        self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
+        self._priority = os.getpriority(os.PRIO_PROCESS, 0)
+        self._affinity = os.sched_getaffinity(0)
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
+        self._threads = set(threading.enumerate())
+        self._descriptors = len(os.listdir("/proc/self/fd"))
+        self._resident = read_memory().resident
+
+    def restore(self) -> str | None:
+        """Put the process back; return why that is not possible, in words, or None.
+
+        Everything that can be put back is, whatever else cannot.
+        """
+        reasons = [
+            reason
+            for step in (
+                self._restore_process,
+                self._restore_limits,
+                self._restore_signals,
+                self._restore_interpreter,
+                self._restore_logging,
+                self._check_children,
+                self._check_threads,
+                self._check_growth,
+            )
+            if (reason := step()) is not None
+        ]
+        return "; ".join(reasons) or None
+
+    def _restore_process(self) -> str | None:
+        if dict(os.environb) != self._environment:
+            os.environb.clear()
+            os.environb.update(self._environment)
+        os.umask(self._umask)
+        try:
+            os.chdir(self._directory)
+        except OSError as error:
+            return f"its working directory is gone: {error.strerror}"
+        return None
+
+    def _restore_limits(self) -> str | None:
+        try:
+            for which, limits in self._limits.items():
+                if resource.getrlimit(which) != limits:
+                    resource.setrlimit(which, limits)
+            if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
+                os.setpriority(os.PRIO_PROCESS, 0, self._priority)
+            if os.sched_getaffinity(0) != self._affinity:
+                os.sched_setaffinity(0, self._affinity)
+        except (OSError, ValueError) as error:
+            return f"a job has lowered its limits or its priority: {error}"
+        return None
+
+    def _restore_signals(self) -> str | None:
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        for number, handler in self._handlers.items():
+            # None: a handler that was not installed from Python cannot be, either.
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        return None
+
+    def _restore_interpreter(self) -> str | None:
+        for name, value in self._sys.items():
+            value[:] = self._sys_lists[name]
+            setattr(sys, name, value)
+        sys.excepthook, sys.displayhook, threading.excepthook = self._hooks
+        sys.setrecursionlimit(self._recursion_limit)
+        sys.setswitchinterval(self._switch_interval)
+        sys.settrace(None)
+        sys.setprofile(None)
+        gc.enable()
+        gc.set_threshold(*self._collector)
+        socket.setdefaulttimeout(None)
+        asyncio.set_event_loop(None)
+        random.seed()
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed()
+        return None
+
+    def _restore_logging(self) -> str | None:
+        logging.disable(logging.NOTSET)
+        for name, logger in _all_loggers():
+            state = self._loggers.get(name, _NEW_LOGGER)
+            if _logger_state(logger) != state:
+                logger.setLevel(state.level)
+                logger.handlers[:] = state.handlers
+                logger.filters[:] = state.filters
+                logger.propagate, logger.disabled = state.propagate, state.disabled
+        return None
+
+    def _check_children(self) -> str | None:
+        left = [pid for pid in children(os.getpid()) if not _is_harmless(pid)]
+        return f"a job left {len(left)} processes behind" if left else None
+
+    def _check_threads(self) -> str | None:
+        deadline = time.monotonic() + THREAD_PATIENCE
+        left = []
+        for thread in set(threading.enumerate()) - self._threads:
+            if not thread.name.startswith(_OUR_THREADS):
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    left.append(thread.name)
+        return f"a job left threads behind: {', '.join(sorted(left))}" if left else None
+
+    def _check_growth(self) -> str | None:
+        if len(os.listdir("/proc/self/fd")) > self._descriptors + DESCRIPTOR_LIMIT:
+            return f"jobs left over {DESCRIPTOR_LIMIT} files open"
+        if read_memory().resident - self._resident > GROWTH_LIMIT:
+            self._libc.malloc_trim(0)  # what is free may only not have been given back
+            grown = read_memory().resident - self._resident
+            if grown > GROWTH_LIMIT:
+                return f"it has grown by {grown // 2**20} MB"
+        return None
+
+
+_NEW_LOGGER: Final = _LoggerState(logging.NOTSET, [], [], True, False)
+
+
+def _all_loggers() -> list[tuple[str, logging.Logger]]:
+    known = logging.Logger.manager.loggerDict
+    named = [(name, one) for name, one in known.items() if isinstance(one, logging.Logger)]
+    return [("", logging.getLogger()), *named]
+
+
+def _logger_state(logger: logging.Logger) -> _LoggerState:
+    return _LoggerState(
+        logger.level, list(logger.handlers), list(logger.filters), logger.propagate, logger.disabled
+    )
+
+
+def _get_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _is_harmless(pid: int) -> bool:
+    """Whether a child may stay; one that has ended is collected, so that no zombie stays either.
+
+    multiprocessing's resource tracker stays for the life of a process that has once used
+    multiprocessing, and does nothing on its own account.
+    """
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return True
+    except ChildProcessError:
+        return True  # somebody else has collected it meanwhile
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"multiprocessing.resource_tracker" in file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

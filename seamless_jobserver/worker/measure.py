@@ -1,0 +1,231 @@
+"""What one job used, measured in the process that ran it, children included.
+
+A worker runs one job at a time, so the difference between two readings of the process's clocks is
+the job's. Peak memory is not a difference:
+
+- The kernel's high-water mark of the process only rises, and is set back to the present size
+  before each job (proc(5): writing 5 to ``/proc/self/clear_refs``).
+- Of the children the kernel remembers only the largest that ever was, so they are looked at while
+  they live, every `_INTERVAL` seconds, by a thread that sleeps between jobs. Each child's own
+  high-water mark is read, so that nothing is lost between two looks but what a child gained in
+  its last moments. A child that came and went in between is found in the kernel's count, when it
+  was larger than all before it.
+- Left out are the files of the program (shared libraries and the like) that are in memory before
+  the job begins: they are shared with every other worker and belong to no job.
+"""
+
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from seamless_transformer.transformation_cache import (
+    start_gpu_memory_sampler,
+    stop_gpu_memory_sampler,
+)
+
+from seamless_jobserver.processtree import ProcessId, descendants
+
+_INTERVAL: Final = 0.02
+
+
+class Meter:
+    """Measures the jobs of this process, one at a time; make one in each worker.
+
+    Its thread, "jobserver-sampler", lives as long as the process.
+    """
+
+    def __init__(self) -> None:
+        self._executions = 0
+        self._process = {
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started_at": _utc(datetime.now(timezone.utc)),
+            "process_create_time_epoch": _create_time(),
+        }
+        # Looked for once: a failing import in every job would cost more than a small job does.
+        self._has_gpu_library = find_spec("pynvml") is not None
+        self._children = _ChildrenSampler()
+
+    def start(self) -> "Measurement":
+        """Begin to measure the next job."""
+        self._executions += 1
+        facts = {**self._process, "worker_execution_index": self._executions}
+        gpu = start_gpu_memory_sampler() if self._has_gpu_library else None
+        return Measurement(facts, self._children, lambda: stop_gpu_memory_sampler(gpu))
+
+    def describe_nested(
+        self, *, started: float, wall: float, user: float, system: float
+    ) -> dict[str, Any]:
+        """Return the ``record_runtime`` of a run inside the present job, from its own readings.
+
+        `started` is in seconds since 1970, the others are seconds.
+        """
+        return {
+            "started_at": _utc(datetime.fromtimestamp(started, timezone.utc)),
+            "finished_at": _utc(datetime.now(timezone.utc)),
+            "wall_time_seconds": round(wall, 6),
+            "cpu_user_seconds": round(user, 6),
+            "cpu_system_seconds": round(system, 6),
+            "memory_peak_bytes": read_memory().peak,
+            "gpu_memory_peak_bytes": None,
+            **self._process,
+            "worker_execution_index": self._executions,
+            "retry_count": 0,
+        }
+
+
+class Measurement:
+    """One job; `finish` returns the ``record_runtime`` of protocol.md, the first time and after."""
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        children: "_ChildrenSampler",
+        stop_gpu: Callable[[], int | None],
+    ) -> None:
+        self._facts = facts
+        self._children = children
+        self._stop_gpu = stop_gpu
+        self._result: dict[str, Any] | None = None
+        _reset_memory_peak()
+        self._shared = read_memory().files
+        self._largest_child = _largest_child()
+        children.start(self._shared)
+        self._started_at = datetime.now(timezone.utc)
+        self._cpu = _cpu_seconds()
+        self._wall = time.perf_counter()
+
+    def finish(self) -> dict[str, Any]:
+        """Return times in seconds, memory in bytes, moments in UTC to the second."""
+        if self._result is None:
+            wall = time.perf_counter() - self._wall
+            user, system = _cpu_seconds()
+            self._result = {
+                "started_at": _utc(self._started_at),
+                "finished_at": _utc(datetime.now(timezone.utc)),
+                "wall_time_seconds": round(wall, 6),
+                "cpu_user_seconds": round(user - self._cpu[0], 6),
+                "cpu_system_seconds": round(system - self._cpu[1], 6),
+                "memory_peak_bytes": self._memory_peak(),
+                "gpu_memory_peak_bytes": self._stop_gpu(),
+                **self._facts,
+            }
+        return self._result
+
+    def _memory_peak(self) -> int:
+        sampled = self._children.stop()
+        own = read_memory().peak
+        unsampled = _largest_child()
+        if unsampled <= max(self._largest_child, own):
+            # Not the job's, or only the copy of this process that a child is before it becomes
+            # something else.
+            unsampled = 0
+        return max(own - self._shared, sampled, unsampled)
+
+
+class Memory(NamedTuple):
+    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
+
+    resident: int
+    peak: int
+    files: int
+
+
+def read_memory(pid: int | str = "self") -> Memory:
+    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
+    values: dict[str, int] = {}
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                name, _, rest = line.partition(":")
+                if name in ("VmRSS", "VmHWM", "RssFile"):
+                    values[name] = int(rest.split()[0]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended since it was listed
+    return Memory(values.get("VmRSS", 0), values.get("VmHWM", 0), values.get("RssFile", 0))
+
+
+class _ChildrenSampler:
+    """Keeps the most that this process and its descendants have had together since `start`."""
+
+    def __init__(self) -> None:
+        self._wanted = threading.Event()
+        self._pause = threading.Event()  # never set: it is waited for, with a limit
+        self._lock = threading.Lock()
+        self._peak = 0
+        self._shared = 0
+        threading.Thread(target=self._serve, name="jobserver-sampler", daemon=True).start()
+
+    def start(self, shared: int) -> None:
+        """Begin anew; `shared` bytes of this process are not the job's."""
+        with self._lock:
+            self._peak = 0
+            self._shared = shared
+        self._wanted.set()
+
+    def stop(self) -> int:
+        """Look once more, and return the peak in bytes; 0 when there were no children."""
+        self._wanted.clear()
+        self._sample()
+        with self._lock:
+            return self._peak
+
+    def _serve(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._pause.wait(_INTERVAL)
+            if self._wanted.is_set():
+                self._sample()
+
+    def _sample(self) -> None:
+        below = descendants(os.getpid())
+        if not below:
+            return
+        together = 0
+        for pid in below:
+            memory = read_memory(pid)
+            together += max(0, memory.peak - memory.files)
+        with self._lock:
+            together += max(0, read_memory().resident - self._shared)
+            self._peak = max(self._peak, together)
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return user and system time of this process and of the children that it has waited for."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + children.ru_utime, own.ru_stime + children.ru_stime
+
+
+def _largest_child() -> int:
+    """Return the most memory that any one child has had over the life of this process."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def _reset_memory_peak() -> None:
+    # A kernel without the file, or a mount that is read-only, leaves the peak of the process's
+    # life: too much rather than too little.
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _create_time() -> float | None:
+    """Return when this process was created, in seconds since 1970, as psutil does."""
+    identity = ProcessId.of(os.getpid())
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("btime ") and identity is not None:
+            return int(line.split()[1]) + identity.start / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _utc(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,211 @@
+"""Transformations that a job's own code asks for: ``direct`` and ``delayed`` inside a job.
+
+Seamless in this process is told that it executes remotely, on a jobserver whose client is ours. So
+a nested transformation goes the way of any other: it is looked up in the database, its inputs are
+uploaded, and its client is asked to run it. Our client asks the server, on a path of its own, for
+a slot that is free *at this moment*. The server runs the transformation there, or joins one that
+is running already, or says at once that no slot is free. Then it is run here, in the process whose
+own job has nothing to do but wait for it. A nested transformation never waits for a slot, so that
+jobs that wait for each other cannot fill all slots; and no process is added.
+
+What runs here runs in a thread of its own, beside others of the same job. Its processor time is
+that of its thread; its memory cannot be told apart from that of the job around it.
+"""
+
+import asyncio
+import json
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from seamless import Checksum
+from seamless.caching import buffer_writer
+from seamless_config import set_nparallel
+from seamless_config.select import select_execution, select_remote
+from seamless_remote import buffer_remote, database_remote, jobserver_remote
+from seamless_remote.jobserver_client import JobserverClient
+from seamless_transformer import transformation_class
+
+from seamless_jobserver.messages import NESTED_PATH, Ending, Outcome, RunRequest, WorkerSettings
+from seamless_jobserver.transport.aiohttp_standin import (
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+)
+from seamless_jobserver.worker.measure import Meter
+
+_LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
+"""In seconds; the server shows every 20 s that a job goes on."""
+_END_LIMIT: Final = 1.0
+
+RunHere = Callable[[RunRequest, "ThreadMeasurement"], Outcome]
+
+
+def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None:
+    """Have nested transformations of this process run as described above.
+
+    Without a database or a store to write to, Seamless refuses to execute remotely, and a later
+    seamless-remote may keep its clients elsewhere; they then run in this process, as Seamless does
+    it by itself.
+    """
+    set_nparallel(settings.workers)
+    # Private: the public way makes clients of seamless-remote's own class only.
+    clients = getattr(jobserver_remote, "_extern_clients", None)
+    stores = database_remote.has_write_server() and buffer_remote.has_write_server()
+    if clients is None or not stores:
+        return
+    client = _NestedClient(settings, run_here, meter)
+    client.url = settings.server
+    clients["nested"] = client
+    jobserver_remote.activate(no_main=True, extern_clients=["nested"])
+    select_execution("remote")
+    select_remote("jobserver")
+    buffer_writer.flush = _in_one_thread(buffer_writer.flush)
+
+
+def end_loops() -> None:
+    """End the event loops that Seamless has started in threads for the job that has ended.
+
+    It keeps one for each ``.start()`` outside a loop, for the life of the process; a script ends
+    with it, a worker does not. Private, hence the guard: without it the threads are found by
+    `isolation`, and the worker is retired.
+    """
+    loops = getattr(transformation_class, "_LOOP_THREADS", {})
+    for loop, thread in list(loops.items()):
+        if loop.is_running():
+            ending = asyncio.run_coroutine_threadsafe(_end_loop(), loop)
+            try:
+                ending.result(_END_LIMIT)
+            except Exception:  # noqa: BLE001, S112 - it goes on: isolation finds its thread
+                continue
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(_END_LIMIT)
+        if not thread.is_alive():
+            loop.close()
+            del loops[loop]
+
+
+async def _end_loop() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+class ThreadMeasurement:
+    """What one thread uses, for a transformation that runs in it; made in that thread."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._started = time.time()
+        self._wall = time.perf_counter()
+        self._usage = resource.getrusage(resource.RUSAGE_THREAD)
+
+    def finish(self) -> dict[str, Any]:
+        """Return the ``record_runtime`` of protocol.md."""
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return self._meter.describe_nested(
+            started=self._started,
+            wall=time.perf_counter() - self._wall,
+            user=usage.ru_utime - self._usage.ru_utime,
+            system=usage.ru_stime - self._usage.ru_stime,
+        )
+
+
+class _NestedClient(JobserverClient):  # type: ignore[misc]
+    """Asks the server for a free slot, and runs the transformation here when there is none."""
+
+    def __init__(self, settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None:
+        super().__init__()
+        self._settings = settings
+        self._run_here = run_here
+        self._meter = meter
+
+    async def run_transformation(
+        self,
+        transformation_dict: dict[str, Any],
+        *,
+        tf_checksum: Any,
+        tf_dunder: dict[str, Any] | None,
+        scratch: bool,
+        strict_dunder: bool = False,
+    ) -> dict[str, Any]:
+        """Run a transformation and return what seamless-remote's client returns for one.
+
+        Raises RuntimeError with the failure's text when it failed in another slot, and what it
+        raised when it failed here; not through seamless-remote's retries, which would run it
+        five times.
+        """
+        fields = {
+            "transformation_dict": transformation_dict,
+            "tf_checksum": Checksum(tf_checksum).hex(),
+            "tf_dunder": tf_dunder or {},
+            "scratch": bool(scratch),
+            "strict_dunder": bool(strict_dunder),
+            "record": self._settings.record,
+        }
+        payload = await self._ask(fields)
+        if payload is None:
+            loop = asyncio.get_running_loop()
+            payload = await loop.run_in_executor(None, self._carry_out, fields)
+        if "remote_job_written" not in payload:
+            payload["result_checksum"] = Checksum(payload["result_checksum"])
+            for name in ("probe_context", "compilation_context", "job_validation"):
+                payload.setdefault(name, None)
+        return payload
+
+    async def _ask(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer of a run in another slot, or None when none is free."""
+        session = ClientSession(timeout=_LIMITS)
+        try:
+            async with session.get(self._settings.server + NESTED_PATH, json=fields) as response:
+                text = await response.text()
+                status = response.status
+        except ClientError:
+            return None  # the server is ending, or too busy to talk: here is always possible
+        finally:
+            await session.close()
+        if status == 204:
+            return None
+        if status != 200 or not text.startswith("{"):
+            raise RuntimeError(text)
+        payload: dict[str, Any] = json.loads(text)
+        return payload
+
+    def _carry_out(self, fields: dict[str, Any]) -> dict[str, Any]:
+        # Through JSON, as for any other slot: tuples become lists and checksums text.
+        plain = json.loads(json.dumps(fields))
+        request = RunRequest(
+            checksum=plain["tf_checksum"],
+            transformation=plain["transformation_dict"],
+            dunder=plain["tf_dunder"],
+            scratch=plain["scratch"],
+            strict_dunder=plain["strict_dunder"],
+            record=plain["record"],
+        )
+        outcome = self._run_here(request, ThreadMeasurement(self._meter))
+        if outcome.ending is Ending.REMOTE_JOB_WRITTEN:
+            return {"remote_job_written": outcome.marker, "record_runtime": outcome.runtime}
+        return {
+            "result_checksum": outcome.result_checksum,
+            "record_runtime": outcome.runtime,
+            **outcome.extra,
+        }
+
+
+def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
+    """Have the flush of Seamless's background writer run in a thread that does nothing else.
+
+    It is called on a running event loop, and then waits for that very loop when the client of the
+    store has to be initialized first (after an error, or when all inputs came from a read folder).
+    And two at once fail, because each stops the writer's thread at its end.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="jobserver-flush")
+
+    def flush_there(*arguments: Any, **named: Any) -> None:
+        thread.submit(flush, *arguments, **named).result()
+
+    return flush_there

@@ -1,0 +1,74 @@
+"""Record mode: what the client needs from us for a full execution record of a run.
+
+The client assembles and stores the record (protocol.md); the worker contributes what only the
+process that ran the job can know: which probes of this machine and environment the run refers to,
+and whether the process was as those probes describe it. All of it is Seamless's own work, done
+through its public functions. A record probe is the run that makes such a probe, and has none.
+"""
+
+from typing import Any
+
+from seamless_transformer.probe_index import ensure_record_bucket_preconditions, is_record_probe
+from seamless_transformer.transformation_cache import (
+    build_compilation_context_checksum,
+    collect_compilation_runtime_metadata,
+    collect_job_validation,
+)
+
+from seamless_jobserver.messages import RunRequest
+from seamless_jobserver.worker.staging import Staging
+
+
+def probe_context(request: RunRequest, staging: Staging) -> dict[str, Any] | None:
+    """Return the probes that a run refers to; None outside record mode and for a probe itself.
+
+    Raises seamless_transformer's `RecordBucketError` when they are missing or stale: the code
+    must not run then.
+    """
+    if not _applies(request):
+        return None
+    context: dict[str, Any] | None = staging.call(
+        ensure_record_bucket_preconditions(request.transformation, request.dunder)
+    )
+    return context
+
+
+def compilation_runtime(request: RunRequest, staging: Staging) -> dict[str, Any]:
+    """Return what ``record_runtime`` says of a compiled job, in either mode; else nothing."""
+    if not (request.transformation.get("__compiled__") or request.dunder.get("__compiled__")):
+        return {}
+    runtime: dict[str, Any] = staging.call(
+        collect_compilation_runtime_metadata(request.transformation, request.dunder)
+    )
+    return runtime
+
+
+def answer_fields(
+    request: RunRequest, probes: dict[str, Any] | None, staging: Staging
+) -> dict[str, Any]:
+    """Return the fields that an answer has in record mode beyond the others."""
+    if not request.record:
+        return {}
+    return staging.call(_answer_fields(request, probes))
+
+
+async def _answer_fields(request: RunRequest, probes: dict[str, Any] | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "probe_context": probes,
+        "compilation_context": None,
+        "job_validation": None,
+    }
+    if _applies(request):
+        context = await build_compilation_context_checksum(request.transformation, request.dunder)
+        fields["compilation_context"] = context
+        fields["job_validation"] = await collect_job_validation(
+            request.transformation,
+            request.dunder,
+            compilation_context=context,
+            probe_context=probes,
+        )
+    return fields
+
+
+def _applies(request: RunRequest) -> bool:
+    return request.record and not is_record_probe(request.transformation, request.dunder)

@@ -1,0 +1,223 @@
+"""Connections: framing over a real socket, deadlines, interim answers, and their end."""
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+import unittest
+from unittest import mock
+
+from seamless_jobserver.server import http
+from seamless_jobserver.server.http import ClientGone, JobHTTPServer
+from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.routes import text_response
+from tests.stack import wait_until
+
+GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+
+# Sent first -> the status that it gets, or None for a connection that is closed in silence.
+BAD_STARTS = {
+    b"GET /\r\n\r\n": 400,
+    b"GET / HTTP/1.1\nHost: x\n\n": 400,
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n": 400,  # the start of TLS
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": 505,
+    b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n": 414,
+    b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 101 + b"\r\n": 431,
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000: 431,
+    b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n": 413,
+    b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n": 400,
+    b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n": 501,
+    b"GET / HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\n\r\n": 417,
+}
+
+
+class HangingUp(unittest.TestCase):
+    def test_it_is_noticed_on_descriptors_of_any_number(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.ExitStack() as stack:
+            for _ in range(1100):
+                stack.enter_context(open(os.devnull))
+            ours, theirs = socket.socketpair()
+            with ours:
+                self.assertGreater(ours.fileno(), 1024)
+                self.assertFalse(http._hung_up(ours))
+                theirs.close()
+                self.assertTrue(http._hung_up(ours))
+
+
+class Connections(unittest.TestCase):
+    def setUp(self):
+        self.answer = lambda head, body, waiting: text_response(
+            200, f"{head.method} {head.target} {body}"
+        )
+        self.activity = Activity()
+        before = set(threading.enumerate())
+        self.server = JobHTTPServer(
+            socket.AF_INET, ("127.0.0.1", 0), lambda *args: self.answer(*args), self.activity
+        )
+        self.server.start()
+        self.addCleanup(lambda: self.assertEqual(set(threading.enumerate()) - before, set()))
+        self.addCleanup(self.close)
+
+    def close(self):
+        self.server.stop_accepting()
+        self.assertEqual(self.server.close(5.0), 0)
+
+    def connect(self):
+        peer = socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
+        self.addCleanup(peer.close)
+        return peer
+
+    def read_all(self, peer):
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := peer.recv(65536):
+                received += chunk
+        return received
+
+    def test_bad_beginnings_get_their_status_and_the_connection_ends(self):
+        for start, status in BAD_STARTS.items():
+            with self.subTest(start[:40]):
+                peer = self.connect()
+                peer.sendall(start)
+                received = self.read_all(peer)
+                self.assertTrue(received.startswith(b"HTTP/1.1 %d " % status), received[:80])
+                self.assertEqual(received.count(b"Content-Length: "), 1)
+                self.assertIn(b"Connection: close\r\n", received)
+
+    def test_a_body_is_read_in_however_many_pieces_it_comes(self):
+        peer = self.connect()
+        request = b"POST /p?q HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+        for index in range(len(request)):
+            peer.sendall(request[index : index + 1])
+        self.assertTrue(peer.recv(65536).endswith(b"POST /p?q b'hello'"))
+
+    def test_empty_lines_before_a_request_are_ignored(self):
+        peer = self.connect()
+        peer.sendall(b"\r\n\r\n" + GET)
+        self.assertIn(b"200 OK", peer.recv(65536))
+
+    def test_a_request_that_trickles_is_cut_off(self):
+        with mock.patch.object(http, "REQUEST_LIMIT", 0.3):
+            for start in (b"GET / HT", GET[:-2] + b"Content-Length: 5\r\n\r\nhe"):
+                peer = self.connect()
+                peer.sendall(start)
+                self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
+
+    def test_an_idle_connection_is_closed_after_a_while(self):
+        with mock.patch.object(http, "IDLE_LIMIT", 0.2):
+            peer = self.connect()
+            peer.sendall(GET)
+            self.assertIn(b"200 OK", peer.recv(65536))
+            self.assertEqual(self.read_all(peer), b"")
+
+    def test_nagles_algorithm_is_off(self):
+        peer = self.connect()
+        peer.sendall(GET)
+        peer.recv(65536)
+        (ours,) = self.server._snapshot().values()
+        self.assertTrue(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def test_waiting_clients_that_skip_interim_answers_are_kept_awake(self):
+        for agent, expected in (
+            (b"Python/3.11 aiohttp/3.9", True),
+            (b"seamless-jobserver/1.0 transport", True),
+            (b"Python-urllib/3.11", False),
+            (b"", False),
+        ):
+            done = threading.Event()
+
+            def answer(head, body, waiting, done=done):
+                while not done.wait(min(0.05, waiting())):
+                    continue
+                return text_response(200, "done")
+
+            self.answer = answer
+            with self.subTest(agent), mock.patch.object(http, "PROCESSING_INTERVAL", 0.05):
+                peer = self.connect()
+                peer.sendall(GET[:-2] + b"User-Agent: " + agent + b"\r\n\r\n")
+                if expected:
+                    first = peer.recv(25)
+                    self.assertEqual(first, b"HTTP/1.1 102 Processing\r\n")
+                else:
+                    peer.settimeout(0.3)
+                    with self.assertRaises(TimeoutError):
+                        peer.recv(1)
+                    peer.settimeout(20)
+                done.set()
+                received = b""
+                while not received.endswith(b"done"):
+                    received += peer.recv(65536)
+
+    def test_a_client_that_hangs_up_while_it_waits_is_noticed(self):
+        noticed = threading.Event()
+
+        def answer(head, body, waiting):
+            pause = threading.Event()
+            try:
+                while True:
+                    waiting()
+                    pause.wait(0.01)
+            except ClientGone:
+                noticed.set()
+                raise
+
+        self.answer = answer
+        peer = self.connect()
+        peer.sendall(GET)
+        peer.close()
+        self.assertTrue(noticed.wait(20))
+
+    def test_a_request_is_activity_and_an_idle_connection_is_not(self):
+        release = threading.Event()
+
+        def answer(head, body, waiting):
+            release.wait(20)
+            return text_response(200, "done")
+
+        self.answer = answer
+        peer = self.connect()
+        peer.sendall(GET)
+        wait_until(lambda: self.activity.idle_seconds() == 0, "it is being answered")
+        release.set()
+        peer.recv(65536)
+        wait_until(lambda: self.activity.idle_seconds() > 0, "it has been answered")
+
+    def test_an_error_of_ours_ends_one_connection_and_is_logged(self):
+        def answer(head, body, waiting):
+            raise KeyError("a bug")
+
+        self.answer = answer
+        with self.assertLogs("seamless_jobserver.server.http", "ERROR") as logged:
+            peer = self.connect()
+            peer.sendall(GET)
+            self.assertEqual(self.read_all(peer), b"")
+        self.assertIn("a bug", logged.output[0])
+        self.answer = lambda *args: text_response(200, "well again")
+        peer = self.connect()
+        peer.sendall(GET)
+        self.assertIn(b"well again", peer.recv(65536))
+
+    def test_closing_lets_an_answer_out_and_ends_idle_connections(self):
+        release = threading.Event()
+        arrived = threading.Event()
+
+        def answer(head, body, waiting):
+            arrived.set()
+            release.wait(20)
+            return text_response(200, "the last answer")
+
+        self.answer = answer
+        idle, busy = self.connect(), self.connect()
+        busy.sendall(GET)
+        self.assertTrue(arrived.wait(20))
+        self.server.stop_accepting()
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
+        release.set()
+        self.assertEqual(self.server.close(10.0), 0)
+        self.assertIn(b"the last answer", self.read_all(busy))
+        self.assertEqual(self.read_all(idle), b"")

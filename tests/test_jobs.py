@@ -1,0 +1,145 @@
+"""The states of a job, and which requests share one."""
+
+import itertools
+import unittest
+
+from seamless_jobserver.errors import EnvelopeConflict
+from seamless_jobserver.messages import Ending, Outcome, RunRequest
+from seamless_jobserver.server.jobs import (
+    HISTORY,
+    TRANSITIONS,
+    Event,
+    IllegalMove,
+    JobTable,
+    State,
+)
+
+PATHS = {
+    State.QUEUED: [],
+    State.RUNNING: [Event.START],
+    State.DONE: [Event.START, Event.SUCCEED],
+    State.FAILED: [Event.START, Event.FAIL],
+    State.CRASHED: [Event.START, Event.CRASH],
+    State.CANCELED: [Event.CANCEL],
+    State.LOST: [Event.LOSE],
+}
+OUTCOME = Outcome(Ending.RESULT, result_checksum="ab" * 32)
+
+
+def request(checksum="ab" * 32, **fields):
+    return RunRequest(checksum, {}, **fields)
+
+
+def job_in(state):
+    table = JobTable()
+    job, _ = table.join_or_add(request())
+    for event in PATHS[state]:
+        table.apply(job, event, OUTCOME)
+    return table, job
+
+
+class Transitions(unittest.TestCase):
+    def test_every_event_in_every_state_moves_as_the_table_says_or_is_refused(self):
+        for state, event in itertools.product(State, Event):
+            with self.subTest(state=state, event=event):
+                table, job = job_in(state)
+                self.assertIs(job.state, state)
+                target = TRANSITIONS.get((state, event))
+                if target is None:
+                    with self.assertRaises(IllegalMove):
+                        table.apply(job, event, OUTCOME)
+                    self.assertIs(job.state, state)
+                else:
+                    table.apply(job, event, OUTCOME)
+                    self.assertIs(job.state, target)
+
+    def test_terminal_states_have_no_way_out(self):
+        for (state, _), _target in TRANSITIONS.items():
+            self.assertTrue(state.active)
+
+    def test_a_job_that_has_ended_has_its_outcome_and_is_not_found_any_more(self):
+        for state in State:
+            with self.subTest(state):
+                table, job = job_in(state)
+                self.assertEqual(job.outcome, None if state.active else OUTCOME)
+                self.assertEqual(list(table.active()), [job] if state.active else [])
+                self.assertIs(table.state_of(job.checksum), state)
+
+
+class Queue(unittest.TestCase):
+    def test_jobs_wait_in_the_order_in_which_they_came(self):
+        table = JobTable()
+        jobs = [table.join_or_add(request(f"{n:064x}"))[0] for n in range(3)]
+        seen = []
+        while (job := table.next_queued()) is not None:
+            table.apply(job, Event.START)
+            seen.append(job)
+        self.assertEqual(seen, jobs)
+
+    def test_a_job_that_goes_back_is_the_next_again(self):
+        table = JobTable()
+        first = table.join_or_add(request("0" * 64))[0]
+        table.join_or_add(request("1" * 64))
+        table.apply(first, Event.START)
+        table.apply(first, Event.REQUEUE)
+        self.assertIs(table.next_queued(), first)
+
+    def test_a_canceled_job_never_comes_up(self):
+        table = JobTable()
+        first = table.join_or_add(request("0" * 64))[0]
+        second = table.join_or_add(request("1" * 64))[0]
+        table.apply(first, Event.CANCEL, OUTCOME)
+        self.assertIs(table.next_queued(), second)
+
+
+class Sharing(unittest.TestCase):
+    def test_the_same_transformation_is_run_once(self):
+        table = JobTable()
+        job, new = table.join_or_add(request())
+        again, new_again = table.join_or_add(request())
+        self.assertTrue(new)
+        self.assertFalse(new_again)
+        self.assertIs(again, job)
+
+    def test_a_run_that_is_not_stored_does_not_serve_one_that_is(self):
+        table = JobTable()
+        scratch, _ = table.join_or_add(request(scratch=True))
+        stored, new = table.join_or_add(request())
+        self.assertTrue(new)
+        self.assertIsNot(stored, scratch)
+        self.assertIn(table.join_or_add(request(scratch=True))[0], (scratch, stored))
+
+    def test_a_stored_run_serves_one_that_needs_no_storing(self):
+        table = JobTable()
+        job, _ = table.join_or_add(request())
+        self.assertIs(table.join_or_add(request(scratch=True))[0], job)
+
+    def test_another_envelope_is_refused_when_strict_and_joined_when_not(self):
+        table = JobTable()
+        job, _ = table.join_or_add(request(dunder={"__meta__": {"a": 1}}))
+        other = {"__meta__": {"a": 2}}
+        with self.assertRaises(EnvelopeConflict):
+            table.join_or_add(request(dunder=other, strict_dunder=True))
+        self.assertIs(table.join_or_add(request(dunder=other))[0], job)
+        same = {"__meta__": {"a": 1}}
+        self.assertIs(table.join_or_add(request(dunder=same, strict_dunder=True))[0], job)
+
+    def test_a_new_request_after_a_cancel_is_a_new_job(self):
+        table = JobTable()
+        job, _ = table.join_or_add(request())
+        table.apply(job, Event.START)
+        table.apply(job, Event.CANCEL, OUTCOME)
+        again, new = table.join_or_add(request())
+        self.assertTrue(new)
+        self.assertIsNot(again, job)
+        self.assertIs(table.state_of(job.checksum), State.QUEUED)
+
+
+class History(unittest.TestCase):
+    def test_only_so_many_endings_are_remembered(self):
+        table = JobTable()
+        for number in range(HISTORY + 5):
+            job, _ = table.join_or_add(request(f"{number:064x}"))
+            table.apply(job, Event.CANCEL, OUTCOME)
+        self.assertIsNone(table.state_of(f"{4:064x}"))
+        self.assertIs(table.state_of(f"{5:064x}"), State.CANCELED)

@@ -1,0 +1,78 @@
+"""The architecture, as imports: they go down only, and the server side is free of Seamless."""
+
+import ast
+import subprocess
+import sys
+import unittest
+
+from tests.stack import ROOT
+
+PACKAGE = ROOT / "seamless_jobserver"
+SEAMLESS = {"seamless", "seamless_transformer", "seamless_remote", "seamless_config"}
+LEAVES = {"messages", "errors", "http1", "processtree", "__init__"}
+ALLOWED = {
+    "__main__": {"cli"},
+    "cli": {"server", "worker"} | LEAVES,
+    "server": {"server"} | LEAVES,
+    "worker": {"worker", "transport"} | LEAVES,
+    "transport": {"transport"} | LEAVES,
+    **{leaf: set() for leaf in LEAVES},
+}
+
+
+def imports(path):
+    """Yield the dotted name of every module that the file at `path` imports, also in functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                is_module = (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
+                yield name if is_module else node.module
+
+
+def room(parts):
+    return parts[0].removesuffix(".py") if parts else "__init__"
+
+
+class Imports(unittest.TestCase):
+    def test_imports_go_down_only(self):
+        for path in PACKAGE.rglob("*.py"):
+            here = room(path.relative_to(PACKAGE).parts)
+            for name in imports(path):
+                parts = name.split(".")
+                if parts[0] == "seamless_jobserver":
+                    there = room(parts[1:])
+                    self.assertIn(there, ALLOWED[here] | {"__init__"}, f"{path} imports {name}")
+
+    def test_nothing_but_the_standard_library_and_seamless_is_imported(self):
+        for path in PACKAGE.rglob("*.py"):
+            for name in imports(path):
+                top = name.partition(".")[0]
+                if top != "seamless_jobserver" and top not in SEAMLESS:
+                    self.assertIn(top, sys.stdlib_module_names, f"{path} imports {name}")
+
+    def test_only_workers_and_their_transport_import_seamless(self):
+        for path in PACKAGE.rglob("*.py"):
+            if room(path.relative_to(PACKAGE).parts) not in ("worker", "transport"):
+                for name in imports(path):
+                    self.assertNotIn(name.partition(".")[0], SEAMLESS, f"{path} imports {name}")
+
+    def test_the_server_process_loads_neither_seamless_nor_numpy(self):
+        code = (
+            "import sys, seamless_jobserver.cli, seamless_jobserver.server.lifecycle\n"
+            "import seamless_jobserver.worker.entry\n"
+            f"loaded = {SEAMLESS | {'numpy'}!r} & set(sys.modules)\n"
+            "assert not loaded, loaded\n"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+    def test_a_spawned_worker_that_imports_the_command_again_loads_next_to_nothing(self):
+        code = (
+            "import sys, seamless_jobserver.cli\n"
+            "loaded = {'asyncio', 'http.server', 'logging'} & set(sys.modules)\n"
+            "assert not loaded, loaded\n"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -1,0 +1,99 @@
+"""Ending process trees: nobody gets away, and nobody else is hit."""
+
+import os
+import subprocess
+import sys
+import unittest
+
+from seamless_jobserver import processtree
+from seamless_jobserver.processtree import ProcessId, children, descendants, kill_tree
+from tests.stack import ROOT, wait_until
+
+# Each prints the pids of what it has started, then stays.
+SHAPES = {
+    "a child": "sleep 600 & echo $!; wait",
+    "a child in a session of its own": "setsid sleep 600 & echo $!; wait",
+    "a grandchild": "(sleep 600 & echo $!; wait) ; wait",
+    "an orphan": "(sleep 600 & echo $!) ; sleep 600",
+    "an orphan in a session of its own": "(setsid sleep 600 & echo $!) ; sleep 600",
+    "a stopped child": "sleep 600 & kill -STOP $!; echo $!; wait",
+    "a child that ignores signals": "(trap '' TERM INT HUP; sleep 600) & echo $!; wait",
+}
+SUBREAPER = (
+    "import subprocess, sys; from seamless_jobserver import processtree;"
+    "processtree.become_subreaper(); subprocess.run(['bash', '-c', sys.argv[1]]);"
+    "import signal; signal.pause()"
+)
+
+
+class Trees(unittest.TestCase):
+    def start(self, shape):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SUBREAPER, shape], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        identity = ProcessId.of(process.pid)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(lambda: identity is not None and kill_tree(identity))
+        started = ProcessId.of(int(process.stdout.readline()))
+        self.assertIsNotNone(started)
+        return process, started
+
+    def test_whatever_a_process_has_started_dies_with_it(self):
+        for name, shape in SHAPES.items():
+            with self.subTest(name):
+                process, started = self.start(shape)
+                everybody = [ProcessId.of(pid) for pid in descendants(process.pid)]
+                self.assertIn(started, everybody)
+                self.assertEqual(kill_tree(ProcessId.of(process.pid)), set())
+                self.assertEqual(process.wait(20), -9)
+                wait_until(lambda all_=everybody: not any(p.alive for p in all_), "all are gone")
+
+    def test_the_root_can_be_spared(self):
+        process, started = self.start("sleep 600 & echo $!; wait")
+        kill_tree(ProcessId.of(process.pid), spare_root=True)
+        wait_until(lambda: not started.alive, "the child is gone")
+        self.assertIsNone(process.poll())
+
+    def test_a_later_process_with_the_same_pid_is_left_alone(self):
+        process, started = self.start("sleep 600 & echo $!; wait")
+        someone_else = ProcessId(process.pid, ProcessId.of(process.pid).start + 1)
+        self.assertFalse(someone_else.alive)
+        kill_tree(someone_else)
+        self.assertIsNone(process.poll())
+        self.assertTrue(started.alive)
+
+    def test_a_process_that_is_gone_or_a_zombie_is_not_alive(self):
+        process = subprocess.Popen(["true"])
+        identity = ProcessId.of(process.pid)
+        if identity is not None:
+            wait_until(lambda: not identity.alive, "it has ended, though nobody has asked how")
+        process.wait()
+        self.assertIsNone(ProcessId.of(process.pid))
+
+    def test_children_are_found_without_the_kernels_list_too(self):
+        process, _ = self.start("sleep 600 & echo $!; wait")
+        self.assertEqual(processtree._scanned_children(process.pid), children(process.pid))
+        self.assertIn(process.pid, children(os.getpid()))
+
+
+class Guardian(unittest.TestCase):
+    def start_guardian(self):
+        guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", processtree.__file__], stdin=subprocess.PIPE, text=True
+        )
+        self.addCleanup(guardian.wait)
+        return guardian
+
+    def test_at_the_end_of_its_input_it_kills_what_it_watches_and_not_what_it_should_forget(self):
+        watched = subprocess.Popen(["sleep", "600"])
+        forgotten = subprocess.Popen(["sleep", "600"])
+        self.addCleanup(forgotten.wait)
+        self.addCleanup(forgotten.kill)
+        guardian = self.start_guardian()
+        for verb, process in (("watch", watched), ("watch", forgotten), ("forget", forgotten)):
+            print(verb, *ProcessId.of(process.pid), file=guardian.stdin)
+        guardian.stdin.close()
+        self.assertEqual(guardian.wait(20), 0)
+        self.assertEqual(watched.wait(20), -9)
+        self.assertIsNone(forgotten.poll())

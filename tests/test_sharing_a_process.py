@@ -1,0 +1,388 @@
+"""Jobs that share a worker process: what one changes, the next does not find."""
+
+import json
+import unittest
+
+from tests.stack import wait_until
+from tests.test_running import ADD, OnAStore
+
+REPORT = """
+def f(nonce):
+    import logging, os, resource, signal, sys, threading, warnings, gc, decimal, socket, locale
+    import numpy
+    return {
+        "pid": os.getpid(),
+        "directory": os.getcwd(),
+        "environment": sorted(os.environ.items()),
+        "path": sys.path,
+        "argv": sys.argv,
+        "umask": os.popen("umask").read(),
+        "limits": [resource.getrlimit(number) for number in range(16)],
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "signals": [str(signal.getsignal(n)) for n in (1, 2, 10, 14, 15)],
+        "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        "logging": [logging.root.level, len(logging.root.handlers), logging.root.manager.disable,
+                    logging.getLogger("seamless").level, logging.getLogger("of.a.job").level],
+        "warnings": [str(one) for one in warnings.filters],
+        "recursion": sys.getrecursionlimit(),
+        "hooks": [sys.excepthook is sys.__excepthook__, sys.gettrace() is None, gc.isenabled()],
+        "decimals": decimal.getcontext().prec,
+        "numpy errors": numpy.geterr(),
+        "socket timeout": socket.getdefaulttimeout(),
+        "meta path": len(sys.meta_path),
+    }
+"""
+
+# What a job does to its process -> nothing of it is found by the next job in the same process.
+MEDDLING = {
+    "directory": "os.chdir('/')",
+    "environment": "os.environ['LEAK'] = '1'; del os.environ['PATH']; os.environ['HOME'] = '/x'",
+    "path": "sys.path.insert(0, '/leak'); sys.path = list(sys.path) + ['/other']",
+    "argv": "sys.argv.append('leak')",
+    "umask": "os.umask(0o077)",
+    "limits": "resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
+    "affinity": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
+    "signals": "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, lambda *a: None)",
+    "mask": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
+    "timer": "signal.setitimer(signal.ITIMER_REAL, 500)",
+    "logging": "logging.basicConfig(level=1); logging.disable(50); logging.getLogger('of.a.job').setLevel(10); logging.getLogger('seamless').setLevel(10)",
+    "warnings": "warnings.simplefilter('error')",
+    "recursion": "sys.setrecursionlimit(5000)",
+    "hooks": "sys.excepthook = print; sys.settrace(lambda *a: None); gc.disable()",
+    "decimals": "decimal.getcontext().prec = 3",
+    "numpy errors": "import numpy; numpy.seterr(all='raise')",
+    "socket timeout": "socket.setdefaulttimeout(3)",
+    "meta path": "sys.meta_path.append(None)",
+}
+
+# What cannot be put back -> the reason for which the worker is retired.
+PAST_MENDING = {
+    "threads": (
+        "threading.Thread(target=threading.Event().wait, daemon=True, name='mine').start()",
+        "left threads behind: mine",
+    ),
+    "processes": ("subprocess.Popen(['sleep', '600'])", "left 1 processes behind"),
+    "daemons": (
+        "subprocess.run('setsid sleep 600 >&- 2>&- &', shell=True)",
+        "left 1 processes behind",
+    ),
+    "memory": (
+        "sys.leak = bytearray(700 * 2**20); sys.leak[::4096] = bytes(len(sys.leak[::4096]))",
+        "has grown by",
+    ),
+    "files": ("sys.leak = [open('/dev/null') for _ in range(300)]", "files open"),
+}
+
+
+class SharedProcess(OnAStore):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        from tests.stack import Jobserver
+
+        cls.server = Jobserver(cls.directory / "shared", cls.store.parameters())
+        cls.addClassCleanup(cls.server.stop)
+
+    def report(self):
+        return self.value(self.server.run(self.store.request(REPORT, output="plain", nonce=0)))
+
+    def meddle(self, what):
+        code = (
+            "def f(nonce):\n    import decimal, gc, logging, os, resource, signal, socket, subprocess\n"
+            f"    import sys, threading, warnings\n    {what}\n    return nonce\n"
+        )
+        answer = self.server.run(self.store.request(code, nonce=1))
+        self.assertEqual(answer.status, 200, answer.text)
+
+    def test_what_a_job_changes_is_put_back(self):
+        before = self.report()
+        self.assertEqual(set(MEDDLING), before.keys() - {"pid"})
+        for name, what in MEDDLING.items():
+            with self.subTest(name):
+                self.meddle(what)
+                self.assertEqual(self.report(), before)
+
+    def test_a_worker_that_cannot_be_put_back_is_replaced(self):
+        for name, (what, reason) in PAST_MENDING.items():
+            with self.subTest(name):
+                before = self.report()["pid"]
+                self.meddle(what)
+                wait_until(lambda r=reason: r in self.server.log, f"the log says: {reason}")
+                after = self.report()
+                self.assertNotEqual(after["pid"], before)
+
+    def test_a_lowered_hard_limit_retires_the_worker_unless_it_may_be_raised_again(self):
+        before = self.report()
+        self.meddle("resource.setrlimit(resource.RLIMIT_CORE, (0, 0))")
+        after = self.report()
+        self.assertEqual(after["limits"], before["limits"])
+
+    def test_random_numbers_of_two_jobs_differ_whatever_the_first_has_seeded(self):
+        draw = "def f(seed):\n    import random, numpy\n    if seed: random.seed(1); numpy.random.seed(1)\n    return [random.random(), float(numpy.random.random())]\n"
+        draws = []
+        for seed in (1, 0, 1, 0, 0):
+            request = self.store.request(draw, output="plain", seed=seed)
+            draws.append(self.value(self.server.run(request)))
+        self.assertEqual(draws[0], draws[2], "a seeded job is reproducible")
+        for index in range(2):
+            self.assertEqual(len({one[index] for one in draws[1:]}), 4)
+
+    def test_jobs_in_many_ways_of_concurrency_leave_a_process_that_can_go_on(self):
+        before = self.report()["pid"]
+        for what in (
+            "import asyncio; asyncio.run(asyncio.to_thread(print, 'x'))",
+            "t = threading.Thread(target=print); t.start(); t.join()",
+            "from concurrent.futures import ThreadPoolExecutor as E\n    with E(3) as e: list(e.map(str, range(9)))",
+            "subprocess.run(['true']); os.system('sleep 0.01 & wait')",
+            "p = subprocess.Popen(['true']); os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)",
+        ):
+            self.meddle(what)
+        self.assertEqual(self.report()["pid"], before)
+
+    def test_ordinary_jobs_of_every_size_share_one_worker(self):
+        server = self.start(parameters=self.store.parameters(read_folder=True))
+        for number in range(20):
+            request = self.store.request(ADD, a=number, b=10)
+            self.assertEqual(self.value(server.run(request)), number + 10)
+        request = self.store.request("def f(a):\n    return a\n", output="bytes", a=bytes(10**7))
+        self.assertEqual(server.run(request).status, 200)
+        self.assertNotIn("is replaced", server.log)
+
+
+class Metadata(OnAStore):
+    BURN = (
+        "import time, os\n"
+        "block = bytearray(400 * 10**6)\n"
+        "block[::4096] = bytes(len(block[::4096]))\n"
+        "while time.process_time() < {seconds}: pass\n"
+    )
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        from tests.stack import Jobserver
+
+        cls.server = Jobserver(cls.directory / "shared", cls.store.parameters())
+        cls.addClassCleanup(cls.server.stop)
+
+    def runtime(self, request):
+        answer = self.server.run(request)
+        self.assertEqual(answer.status, 200, answer.text)
+        return answer.json["record_runtime"]
+
+    def burned(self, runtime, seconds=1.5):
+        cpu = runtime["cpu_user_seconds"] + runtime["cpu_system_seconds"]
+        self.assertAlmostEqual(cpu, seconds, delta=0.1 * seconds)
+        self.assertAlmostEqual(runtime["memory_peak_bytes"], 400e6, delta=40e6)
+        self.assertGreaterEqual(runtime["wall_time_seconds"], 1.3)
+
+    def small(self):
+        runtime = self.runtime(self.store.request(ADD, a=1, b=2))
+        self.assertLess(runtime["memory_peak_bytes"], 60e6)
+        self.assertGreater(runtime["memory_peak_bytes"], 10e6)
+        self.assertLess(runtime["cpu_user_seconds"] + runtime["cpu_system_seconds"], 0.2)
+        return runtime
+
+    def test_a_job_is_reported_with_what_it_used_and_the_next_with_what_that_used(self):
+        burn = self.BURN.format(seconds="start + 1.5").replace(
+            "block =", "start = time.process_time()\nblock =", 1
+        )
+        code = (
+            "def f(a):\n"
+            + "".join(f"    {line}\n" for line in burn.splitlines())
+            + "    return 1\n"
+        )
+        first = self.small()
+        self.burned(self.runtime(self.store.request(code, a=1)))
+        last = self.small()
+        self.assertEqual(last["worker_execution_index"], first["worker_execution_index"] + 2)
+
+    def test_a_child_counts_as_the_job_does(self):
+        code = (
+            "python3 -S -E -c '"
+            + self.BURN.format(seconds="1.45").replace("'", '"')
+            + "'\ntimes > t; tail -n 1 t > RESULT\n"
+        )
+        request = self.store.request(code, language="bash", output="text", a="x")
+        answer = self.server.run(request)
+        # What the shell says of its children: the end of a process that large takes time too.
+        user, system = self.result(answer).decode().replace("0m", "").replace("s", "").split()
+        used = float(user) + float(system)
+        self.assertGreaterEqual(used, 1.4)
+        self.burned(answer.json["record_runtime"], used)
+        self.small()
+
+    def test_the_process_is_described(self):
+        runtime = self.small()
+        code = "def f(a):\n    import os, socket\n    return [os.getpid(), socket.gethostname()]\n"
+        pid, host = self.value(self.server.run(self.store.request(code, output="plain", a=1)))
+        self.assertEqual((runtime["pid"], runtime["hostname"]), (pid, host))
+        self.assertEqual(runtime["retry_count"], 0)
+        self.assertIsNone(runtime["gpu_memory_peak_bytes"])
+        self.assertRegex(runtime["process_started_at"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+        with open(f"/proc/{pid}/stat") as stat, open("/proc/stat") as system:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+            boot = next(int(line.split()[1]) for line in system if line.startswith("btime"))
+        self.assertAlmostEqual(runtime["process_create_time_epoch"], boot + ticks / 100, delta=0.02)
+
+    def test_a_failed_job_is_measured_without_harm(self):
+        answer = self.server.run(self.store.request("def f(a):\n    1 / 0\n", a=1))
+        self.assertEqual(answer.status, 500)
+        self.small()
+
+
+FAN_OUT = """
+def f(n, tag):
+    import os
+    from seamless.transformer import delayed
+
+    @delayed
+    def nap(i, tag):
+        import os, time
+        time.sleep(0.5)
+        return [i, os.getpid()]
+
+    transformations = [nap(i, tag) for i in range(n)]
+    for transformation in transformations:
+        transformation.start()
+    return [transformation.run() for transformation in transformations] + [[-1, os.getpid()]]
+"""
+PARALLEL = """
+def f(n):
+    from seamless.transformer import delayed, parallel
+
+    @delayed
+    def square(i):
+        return i * i
+
+    return [transformation.value for transformation in parallel([square(i) for i in range(n)])]
+"""
+THREE_LEVELS = """
+def f(a):
+    from seamless.transformer import direct
+
+    @direct
+    def two(a):
+        from seamless.transformer import direct
+
+        @direct
+        def three(a):
+            return a + 1
+
+        return three(a) * 10
+
+    return two(a) + 0.5
+"""
+FAILING_INSIDE = """
+def f(trace):
+    from seamless.transformer import direct
+
+    @direct
+    def inner(trace):
+        open(trace, "a").write("x")
+        raise KeyError("from within")
+
+    return inner(trace)
+"""
+
+
+class Nested(OnAStore):
+    def ready(self, workers):
+        server = self.start(workers=workers)
+        wait_until(lambda: server.log.count("is ready") == workers, "all workers are ready")
+        return server
+
+    def check_not_retired(self, server):
+        self.assertNotIn("is replaced", server.log)
+        self.assertNotIn("Traceback", server.log)
+
+    def test_a_fan_out_uses_the_free_slots_and_its_own_process_for_the_rest(self):
+        server = self.ready(4)
+        request = self.store.request(FAN_OUT, output="plain", n=8, tag="four")
+        result = self.value(server.run(request))
+        self.assertEqual([index for index, _ in result], [*range(8), -1])
+        self.assertEqual(len({pid for _, pid in result}), 4)
+        self.check_not_retired(server)
+
+    def test_three_levels_run_on_however_few_workers(self):
+        for workers in (1, 2, 3):
+            server = self.ready(workers)
+            with self.subTest(workers):
+                request = self.store.request(THREE_LEVELS, a=workers)
+                self.assertEqual(self.value(server.run(request)), (workers + 1) * 10 + 0.5)
+                self.check_not_retired(server)
+
+    def test_parallel_works_inside_a_job(self):
+        server = self.ready(2)
+        request = self.store.request(PARALLEL, output="plain", n=7)
+        self.assertEqual(self.value(server.run(request)), [n * n for n in range(7)])
+        self.check_not_retired(server)
+
+    def test_16_jobs_that_each_fan_out_8_on_2_workers_all_end(self):
+        from concurrent.futures import ThreadPoolExecutor
+
+        server = self.ready(2)
+        requests = [
+            self.store.request(FAN_OUT, output="plain", n=8, tag=f"tag {n}") for n in range(16)
+        ]
+        with ThreadPoolExecutor(16) as callers:
+            for answer in callers.map(server.run, requests):
+                self.assertEqual([index for index, _ in self.value(answer)], [*range(8), -1])
+        self.check_not_retired(server)
+
+    def test_a_nested_failure_is_the_failure_of_the_job_and_happens_once(self):
+        for workers in (1, 2):
+            server = self.ready(workers)
+            trace = self.directory / f"inner-{workers}"
+            answer = server.run(self.store.request(FAILING_INSIDE, trace=str(trace)))
+            with self.subTest(workers):
+                self.assertEqual(answer.status, 500)
+                self.assertIn("from within", answer.text)
+                self.assertEqual(trace.read_text(), "x")
+
+    def test_a_nested_result_is_found_in_the_database_the_next_time(self):
+        server = self.ready(2)
+        trace = self.directory / "cached"
+        inner = "    @direct\n    def inner(trace):\n        open(trace, 'a').write('x')\n        return 6\n"
+        for number in range(3):
+            code = f"def f(trace):\n    from seamless.transformer import direct\n{inner}    return inner(trace) * {number}\n"
+            self.assertEqual(
+                self.value(server.run(self.store.request(code, trace=str(trace)))), 6 * number
+            )
+        self.assertEqual(trace.read_text(), "x")
+
+    def test_nested_inputs_reach_the_store_when_only_the_folder_was_read_so_far(self):
+        server = self.start(parameters=self.store.parameters(read_folder=True), workers=2)
+        request = self.store.request(THREE_LEVELS, a=77)
+        self.assertEqual(self.value(server.run(request)), 780.5)
+
+    def test_without_a_database_nested_jobs_run_where_they_are(self):
+        parameters = {**self.store.parameters(), "database": []}
+        server = self.start(parameters=parameters, workers=2)
+        self.assertEqual(self.value(server.run(self.store.request(THREE_LEVELS, a=5))), 60.5)
+
+    def test_without_a_store_to_write_to_a_scratch_job_can_still_nest(self):
+        parameters = self.store.parameters()
+        parameters["buffer"][0]["readonly"] = True
+        server = self.start(parameters=parameters, workers=2)
+        answer = server.run({**self.store.request(THREE_LEVELS, a=6), "scratch": True})
+        self.assertEqual(answer.status, 200, answer.text)
+
+    def test_nobody_but_a_worker_may_ask_for_a_nested_run(self):
+        server = self.ready(1)
+        request = self.store.request(ADD, a=1, b=2)
+        for headers in ({}, {"Authorization": "Basic d29ya2VyOg=="}, {"Authorization": "é"}):
+            answer = server.request("GET", "/nested-transformation", request, **headers)
+            self.assertEqual(answer.status, 404)
+        self.assertNotIn("received", server.log)
+
+    def test_jobs_cannot_read_the_password_from_their_environment(self):
+        server = self.ready(1)
+        code = "def f(a):\n    import os, sys\n    return [sorted(os.environ.values()), sys.argv]\n"
+        answer = server.run(self.store.request(code, output="plain", a=1))
+        self.assertNotIn("worker:", json.dumps(self.value(answer)))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,120 @@
+"""The status file: read once, kept as it was, replaced whole."""
+
+import json
+import os
+import queue
+import threading
+import unittest
+from unittest import mock
+
+from seamless_jobserver.errors import StartupError
+from seamless_jobserver.server import statusfile
+from seamless_jobserver.server.statusfile import StatusFile
+from tests.stack import temporary_directory
+
+CONTENT = {
+    "workdir": "/tmp",
+    "uid": 7,
+    "pid": 12,
+    "status": "starting",
+    "parameters": {"database": [], "buffer": [{"readonly": True}], "record": True},
+}
+BAD_FILES = {
+    b"": "is not JSON",
+    b"{": "is not JSON",
+    b"\xff": "is not JSON",
+    b"[]": "no JSON object",
+    b"null": "no JSON object",
+}
+BAD_PARAMETERS = {
+    "'parameters' is not an object": [],
+    "'parameters.buffer' is not a list of objects": {"buffer": {}},
+    "'parameters.database' is not a list of objects": {"database": ["http://x"]},
+    "'parameters.record' is not a boolean": {"record": "yes"},
+}
+
+
+class StatusFiles(unittest.TestCase):
+    def setUp(self):
+        context = temporary_directory()
+        self.directory = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        self.path = self.directory / "status.json"
+        self.interrupts = queue.SimpleQueue()
+
+    def write(self, content):
+        self.path.write_bytes(
+            content if isinstance(content, bytes) else json.dumps(content).encode()
+        )
+
+    def read(self):
+        return StatusFile.read(self.path, self.interrupts)
+
+    def test_the_launchers_keys_are_kept_and_ours_added(self):
+        self.write(CONTENT)
+        self.read().write_running(4711)
+        after = json.loads(self.path.read_bytes())
+        self.assertEqual(after, {**CONTENT, "status": "running", "port": 4711})
+
+    def test_a_failure_is_written_without_a_port(self):
+        self.write(CONTENT)
+        self.read().write_failed()
+        self.assertEqual(json.loads(self.path.read_bytes()), {**CONTENT, "status": "failed"})
+
+    def test_the_file_is_replaced_by_a_rename_and_keeps_its_mode(self):
+        self.write(CONTENT)
+        os.chmod(self.path, 0o640)
+        before = self.path.stat().st_ino
+        with open(self.path) as reader:
+            self.read().write_running(1)
+            self.assertEqual(json.load(reader), CONTENT, "a reader of the old file is undisturbed")
+        self.assertNotEqual(self.path.stat().st_ino, before)
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o640)
+        self.assertEqual(os.listdir(self.directory), ["status.json"])
+
+    def test_a_file_that_appears_late_is_waited_for(self):
+        def appear():
+            ready = self.directory / "ready"  # whole at once, as the launcher does it
+            ready.write_text(json.dumps(CONTENT))
+            ready.rename(self.path)
+
+        writer = threading.Timer(0.3, appear)
+        writer.start()
+        self.addCleanup(writer.join)
+        self.assertEqual(self.read().parameters["record"], True)
+
+    def test_a_file_that_never_appears_is_named(self):
+        with (
+            mock.patch.object(statusfile, "APPEARANCE_LIMIT", 0.2),
+            self.assertRaisesRegex(StartupError, f"{self.path} did not appear"),
+        ):
+            self.read()
+
+    def test_an_interrupt_ends_the_waiting_and_is_left_for_others(self):
+        self.interrupts.put("SIGTERM")
+        self.assertIsNone(self.read())
+        self.assertEqual(self.interrupts.get_nowait(), "SIGTERM")
+
+    def test_what_is_no_status_file_is_refused(self):
+        for content, message in BAD_FILES.items():
+            self.write(content)
+            with self.subTest(content), self.assertRaisesRegex(StartupError, message):
+                self.read()
+
+    def test_parameters_may_be_absent_but_not_malformed(self):
+        self.write({})
+        self.assertEqual(self.read().parameters, {})
+        for message, parameters in BAD_PARAMETERS.items():
+            self.write({"parameters": parameters})
+            with self.subTest(message), self.assertRaisesRegex(StartupError, message):
+                _ = self.read().parameters
+
+    def test_a_file_that_cannot_be_replaced_is_an_error_that_leaves_nothing_behind(self):
+        self.write(CONTENT)
+        status_file = self.read()
+        with (
+            mock.patch("os.replace", side_effect=PermissionError(13, "Permission denied")),
+            self.assertRaisesRegex(StartupError, "Permission denied"),
+        ):
+            status_file.write_running(1)
+        self.assertEqual(os.listdir(self.directory), ["status.json"])

@@ -1,0 +1,179 @@
+"""Whole workflows: the real client, launched services, and Seamless's own commands on them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+
+from examples.local_cluster import LocalCluster
+from seamless_jobserver.processtree import ProcessId
+from tests.stack import (
+    JOBSERVER,
+    PATIENCE,
+    ROOT,
+    TESTS_BIN,
+    read_json,
+    temporary_directory,
+    wait_until,
+)
+
+BEGIN = "import seamless.config\nseamless.config.init()\nfrom seamless.transformer import direct\n"
+END = "import seamless\nseamless.close()\n"
+TEN_JOBS = (
+    BEGIN
+    + """
+@direct
+def power(base, exponent):
+    return base ** exponent
+
+print([power(number, 3) for number in range(10)])
+"""
+    + END
+)
+FAILING = (
+    BEGIN
+    + """
+@direct
+def divide(a, b):
+    print("dividing", a, "by", b)
+    return a / b
+
+try:
+    divide(1, 0)
+except Exception as error:
+    print("IT SAYS", error)
+"""
+    + END
+)
+WAITING = (
+    BEGIN
+    + """
+@direct
+def wait(path):
+    import os, time
+    while not os.path.exists(path): time.sleep(0.01)
+
+try:
+    wait({gate!r})
+except Exception as error:
+    print("IT SAYS", error)
+"""
+    + END
+)
+
+
+class OnACluster(unittest.TestCase):
+    def setUp(self):
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.directory = stack.enter_context(temporary_directory())
+        # Of the jobserver's environment its command alone: the clients and the other services
+        # are those of the tests.
+        programs = self.directory / "bin"
+        programs.mkdir()
+        (programs / "seamless-jobserver").symlink_to(JOBSERVER)
+        self.cluster = LocalCluster(self.directory / "home", [programs, TESTS_BIN])
+        stack.callback(self.cluster.stop)
+
+    def run_script(self, text, timeout=120):
+        script = self.cluster.project / "script.py"
+        script.write_text(text)
+        return self.cluster.run(sys.executable, script.name, timeout=timeout)
+
+    def jobserver(self):
+        return ProcessId.of(read_json(self.cluster.status_file("jobserver"))["pid"])
+
+
+class Workflows(OnACluster):
+    def test_functions_run_on_the_jobserver_and_return_their_values(self):
+        result = self.run_script(TEN_JOBS)
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertIn(str([number**3 for number in range(10)]), result.stdout)
+        self.assertEqual(self.cluster.log("jobserver").count(" done in "), 10)
+
+    def test_a_second_script_finds_results_and_servers_again(self):
+        self.run_script(TEN_JOBS)
+        first = self.jobserver()
+        result = self.run_script(TEN_JOBS)
+        self.assertIn(str([number**3 for number in range(10)]), result.stdout)
+        self.assertEqual(self.jobserver(), first)
+        self.assertEqual(self.cluster.log("jobserver").count("received"), 10)
+
+    def test_a_failing_function_shows_its_traceback_and_output_to_the_client(self):
+        text = self.run_script(FAILING).stdout
+        self.assertIn("ZeroDivisionError: division by zero", text)
+        self.assertIn("return a / b", text)
+        self.assertIn("dividing 1 by 0", text)
+
+    def test_services_are_listed_and_stopped_by_seamless_own_commands(self):
+        self.run_script(TEN_JOBS)
+        listed = self.cluster.run("seamless-service-ps").stdout
+        port = str(read_json(self.cluster.status_file("jobserver"))["port"])
+        (line,) = (line for line in listed.splitlines() if line.startswith("jobserver"))
+        self.assertIn(port, line)
+        process = self.jobserver()
+        self.assertTrue(process.alive)
+        stopped = self.cluster.run("seamless-service-stop", "--service", "jobserver").stdout
+        self.assertRegex(stopped, "jobserver-.*: (stopped|already gone)")
+        wait_until(lambda: not process.alive, "the jobserver is gone")
+        self.assertIn("ended", self.cluster.log("jobserver"))
+
+    def test_a_running_transformation_is_canceled_by_checksum(self):
+        gate = self.directory / "gate"
+        outputs = []
+        script = WAITING.format(gate=str(gate))
+        caller = threading.Thread(target=lambda: outputs.append(self.run_script(script).stdout))
+        caller.start()
+        try:
+            received = wait_until(
+                lambda: [w for w in self.cluster.log("jobserver").split() if len(w) == 64],
+                "the job has arrived",
+            )
+            canceled = self.cluster.run("seamless-cancel", received[0]).stdout
+            self.assertIn("jobserver: canceled", canceled)
+            caller.join(PATIENCE)
+            self.assertFalse(caller.is_alive(), "the caller was told before the work ended")
+        finally:
+            gate.touch()
+            caller.join(PATIENCE)
+        self.assertIn("IT SAYS", outputs[0])
+        self.assertIn("Transformation was canceled", outputs[0])
+
+    def test_variables_reach_a_launched_jobserver_and_its_flags_win(self):
+        self.cluster.environment["SEAMLESS_JOBSERVER_WORKERS"] = "none"
+        result = self.run_script(TEN_JOBS)
+        self.assertEqual(result.returncode, 0, result.stdout)
+
+
+class TwentyScripts(unittest.TestCase):
+    def test_twenty_scripts_in_a_row_on_fresh_servers_all_end(self):
+        # Four rows of five side by side, each script on servers of its own.
+        def run_row(row):
+            for _ in range(5):
+                case = Workflows("test_functions_run_on_the_jobserver_and_return_their_values")
+                result = unittest.TestResult()
+                case.run(result)
+                self.assertEqual((row, result.failures + result.errors), (row, []))
+
+        with ThreadPoolExecutor(4) as rows:
+            list(rows.map(run_row, range(4)))
+
+
+class Demonstration(unittest.TestCase):
+    def test_the_demonstration_shows_results_and_record_and_leaves_nothing(self):
+        with temporary_directory() as directory:
+            result = subprocess.run(
+                [sys.executable, str(ROOT / "examples" / "demo.py")],
+                env={**os.environ, "TMPDIR": str(directory)},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            for expected in ("add(20, 22) = 42", "sselmaes", '"remote_target": "jobserver"'):
+                self.assertIn(expected, result.stdout)
+            self.assertEqual(list(directory.iterdir()), [])
