@@ -81,7 +81,7 @@ class KindsSuite(OnAStore):
                     [sys.executable, str(ROOT / "tests" / "kinds_client.py"), given, kind],
                     capture_output=True,
                     text=True,
-                    timeout=30,
+                    timeout=75,
                     cwd=folder,
                     check=False,
                 )

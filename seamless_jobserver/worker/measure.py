@@ -99,14 +99,14 @@ class Measurement:
         self._largest_child = _largest_child()
         children.start(self._shared)
         self._started_at = datetime.now(timezone.utc)
-        self._cpu = _cpu_seconds()
+        self._cpu = self._cpu_seconds()
         self._wall = time.perf_counter()
 
     def finish(self) -> dict[str, Any]:
         """Return times in seconds, memory in bytes, moments in UTC to the second."""
         if self._result is None:
             wall = time.perf_counter() - self._wall
-            user, system = _cpu_seconds()
+            user, system = self._cpu_seconds()
             self._result = {
                 "started_at": _utc(self._started_at),
                 "finished_at": _utc(datetime.now(timezone.utc)),
@@ -118,6 +118,16 @@ class Measurement:
                 **self._facts,
             }
         return self._result
+
+    def _cpu_seconds(self) -> tuple[float, float]:
+        """Return user and system time of this process and of the children that it waited for.
+
+        Without those of the sampler, which is ours and not the job's.
+        """
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        user, system = self._children.cpu_seconds
+        return own.ru_utime + children.ru_utime - user, own.ru_stime + children.ru_stime - system
 
     def _memory_peak(self) -> int:
         sampled = self._children.stop()
@@ -153,9 +163,13 @@ def read_memory(pid: int | str = "self") -> Memory:
 
 
 class _ChildrenSampler:
-    """Keeps the most that this process and its descendants have had together since `start`."""
+    """Keeps the most that this process and its descendants have had together since `start`.
+
+    `cpu_seconds` is the user and system time that its own thread has used so far.
+    """
 
     def __init__(self) -> None:
+        self.cpu_seconds = (0.0, 0.0)
         self._wanted = threading.Event()
         self._pause = threading.Event()  # never set: it is waited for, with a limit
         self._lock = threading.Lock()
@@ -178,11 +192,17 @@ class _ChildrenSampler:
             return self._peak
 
     def _serve(self) -> None:
+        interval = _INTERVAL
         while True:
             self._wanted.wait()
-            self._pause.wait(_INTERVAL)
+            self._pause.wait(interval)
             if self._wanted.is_set():
+                begun = time.thread_time()
                 self._sample()
+                # Many processes, or a slow kernel: it must not cost what it is to measure.
+                interval = max(_INTERVAL, 50 * (time.thread_time() - begun))
+                usage = resource.getrusage(resource.RUSAGE_THREAD)
+                self.cpu_seconds = usage.ru_utime, usage.ru_stime
 
     def _sample(self) -> None:
         below = descendants(os.getpid())
@@ -195,13 +215,6 @@ class _ChildrenSampler:
         with self._lock:
             together += max(0, read_memory().resident - self._shared)
             self._peak = max(self._peak, together)
-
-
-def _cpu_seconds() -> tuple[float, float]:
-    """Return user and system time of this process and of the children that it has waited for."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + children.ru_utime, own.ru_stime + children.ru_stime
 
 
 def _largest_child() -> int:
