@@ -117,6 +117,43 @@ def kill_tree(root: ProcessId, *, spare_root: bool = False) -> set[int]:
     return refused
 
 
+def terminate_tree(root: ProcessId) -> None:
+    """Ask `root` and every process below it to end (SIGTERM)."""
+    if root.alive:
+        _signal([*descendants(root.pid), root.pid], signal.SIGTERM, set())
+
+
+class Memory(NamedTuple):
+    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
+
+    resident: int
+    peak: int
+    files: int
+
+
+def read_memory(pid: int | str = "self") -> Memory:
+    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
+    values: dict[str, int] = {}
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                name, _, rest = line.partition(":")
+                if name in ("VmRSS", "VmHWM", "RssFile"):
+                    values[name] = int(rest.split()[0]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended since it was listed
+    return Memory(values.get("VmRSS", 0), values.get("VmHWM", 0), values.get("RssFile", 0))
+
+
+def tree_memory(pid: int) -> int:
+    """Return the bytes that a process and all below it have in memory, without mapped files."""
+    together = 0
+    for one in (pid, *descendants(pid)):
+        memory = read_memory(one)
+        together += memory.resident - memory.files
+    return together
+
+
 def guard(commands: TextIO) -> None:
     """Run the guardian: keep the watch list that `commands` describes, and act at its end."""
     watched: set[ProcessId] = set()

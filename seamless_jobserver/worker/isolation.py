@@ -29,8 +29,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from seamless_jobserver.processtree import children
-from seamless_jobserver.worker.measure import read_memory
+from seamless_jobserver.processtree import children, read_memory
 
 GROWTH_LIMIT: Final = 512 * 1024 * 1024
 """Bytes by which a worker may have grown for good; past that, a new one is cheaper."""

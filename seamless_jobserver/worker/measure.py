@@ -23,14 +23,14 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from seamless_transformer.transformation_cache import (
     start_gpu_memory_sampler,
     stop_gpu_memory_sampler,
 )
 
-from seamless_jobserver.processtree import ProcessId, descendants
+from seamless_jobserver.processtree import ProcessId, descendants, read_memory
 
 _INTERVAL: Final = 0.02
 
@@ -138,28 +138,6 @@ class Measurement:
             # something else.
             unsampled = 0
         return max(own - self._shared, sampled, unsampled)
-
-
-class Memory(NamedTuple):
-    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
-
-    resident: int
-    peak: int
-    files: int
-
-
-def read_memory(pid: int | str = "self") -> Memory:
-    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
-    values: dict[str, int] = {}
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            for line in status:
-                name, _, rest = line.partition(":")
-                if name in ("VmRSS", "VmHWM", "RssFile"):
-                    values[name] = int(rest.split()[0]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended since it was listed
-    return Memory(values.get("VmRSS", 0), values.get("VmHWM", 0), values.get("RssFile", 0))
 
 
 class _ChildrenSampler:
