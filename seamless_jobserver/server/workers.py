@@ -11,6 +11,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Final
@@ -127,10 +129,18 @@ class Worker:
 
     async def describe_end(self) -> str:
         """Return how the process ended, in words: the signal or exit code, and the likely cause."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._process.join, END_LIMIT)
-        code = self._process.exitcode
+        code = await asyncio.get_running_loop().run_in_executor(None, self._exit_code)
         return describe_exit(code, out_of_memory=code == -signal.SIGKILL and self._kills.happened)
+
+    def _exit_code(self) -> int | None:
+        deadline = time.monotonic() + END_LIMIT
+        pause = threading.Event()  # never set: it is waited for, with a limit
+        self._process.join(END_LIMIT)
+        # Another thread, of the executor for one, may have collected the exit status a moment ago
+        # and not have noted it yet: `join` then returns without one.
+        while self._process.exitcode is None and time.monotonic() < deadline:
+            pause.wait(0.005)
+        return self._process.exitcode
 
     def condemn(self, verdict: str) -> None:
         """Kill the worker because of `verdict`, which becomes the explanation of its end."""
