@@ -51,11 +51,12 @@ class Progress:
             self._map = mmap.mmap(descriptor, 1)
         finally:
             os.close(descriptor)
+        self._last = Phase.HANDED_OVER
 
     @property
     def phase(self) -> Phase:
-        """The phase that was entered last."""
-        return Phase(self._map[0])
+        """The phase that was entered last, also after `close`."""
+        return self._last if self._map.closed else Phase(self._map[0])
 
     def enter(self, phase: Phase) -> None:
         """Say that `phase` begins."""
@@ -63,4 +64,5 @@ class Progress:
 
     def close(self) -> None:
         """Give the mapping back."""
+        self._last = self.phase
         self._map.close()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,13 +150,10 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.buffers = directory / "buffers"
         self.buffers.mkdir(parents=True)
+        self._directory = directory
+        self._hashserver = self._start_hashserver("--port-range", "20000", "29999")
         flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900"]
         flags += ["--port-range", "20000", "29999"]
-        self._hashserver = Service(
-            [str(TESTS_BIN / "hashserver"), str(self.buffers), *flags],
-            directory / "hashserver",
-            {},
-        )
         self._database = Service(
             [str(TESTS_BIN / "seamless-database"), str(directory / "seamless.db"), *flags],
             directory / "database",
@@ -167,6 +165,25 @@ class Store:
         except BaseException:
             self.stop()
             raise
+
+    def _start_hashserver(self, *ports: str) -> Service:
+        flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]
+        return Service(
+            [str(TESTS_BIN / "hashserver"), str(self.buffers), *flags],
+            self._directory / "hashserver",
+            {},
+        )
+
+    def kill_hashserver(self) -> None:
+        self._hashserver.kill_tree()
+
+    def restart_hashserver(self) -> None:
+        """Start the hashserver again, at the port that it had."""
+        self._hashserver = self._start_hashserver("--port", str(self.hashserver_port))
+        self._hashserver.wait_running()
+
+    def signal_hashserver(self, number: signal.Signals) -> None:
+        self._hashserver.process.send_signal(number)
 
     def parameters(self, *, read_folder: bool = False, record: bool = False) -> dict[str, Any]:
         """Return the ``parameters`` that the launcher would write for this store."""
@@ -206,6 +223,26 @@ class Store:
             if path.exists():
                 return hashlib.sha256(path.read_bytes()).hexdigest() == checksum
         return False
+
+    def promise(self, checksum: str) -> None:
+        url = f"http://127.0.0.1:{self.hashserver_port}/promise/{checksum}"
+        with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE):
+            pass
+
+    def result_of(self, transformation: str) -> str | None:
+        """Return what the database says is the result of a transformation."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.database_port}/",
+            data=json.dumps({"type": "transformation", "checksum": transformation}).encode(),
+            method="GET",
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return answer.read().decode().strip('"')
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
 
     def has_now(self, checksum: str) -> bool:
         """What the hashserver itself says; it counts an upload that has only begun."""
@@ -248,11 +285,15 @@ class Store:
         self._database.stop()
 
 
+def transformation_buffer(transformation: dict[str, Any]) -> bytes:
+    """Return the buffer whose checksum is that of the transformation, as Seamless makes it."""
+    return json.dumps(transformation, sort_keys=True, indent=2).encode() + b"\n"
+
+
 def run_request(transformation: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    canonical = json.dumps(transformation, sort_keys=True).encode()
     return {
         "transformation_dict": transformation,
-        "tf_checksum": hashlib.sha256(canonical).hexdigest(),
+        "tf_checksum": hashlib.sha256(transformation_buffer(transformation)).hexdigest(),
         "tf_dunder": {},
         "scratch": False,
         "strict_dunder": False,

@@ -29,6 +29,7 @@ from typing import Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
 from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest
+from seamless_jobserver.progress import Phase
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
@@ -51,6 +52,8 @@ _WITH_OUTPUT: Final = frozenset({Ending.FAILED, Ending.CRASHED, Ending.STORE_FAI
 """Endings whose message is followed by what the job printed."""
 _REMEMBERED: Final = frozenset({Ending.FAILED, Ending.CRASHED})
 """Endings that a repetition a moment later would only meet again."""
+_NOTICE: Final = 1.0
+"""Seconds after which a job that still waits for its input is mentioned in the log."""
 _SECOND_WAIT: Final = 5.0
 """Seconds to wait for an input that has just been waited for in vain."""
 
@@ -253,7 +256,10 @@ class Service:
     async def _carry_out(self, job: Job, slot: Slot) -> None:
         path = self._output.new_path()
         self._places[job.number] = slot
-        timer = self._limit_time(slot)
+        timers = [
+            asyncio.get_running_loop().call_later(_NOTICE, self._note_wait, job, slot),
+            *self._limit_time(slot),
+        ]
         retire = None
         try:
             with self._activity.ongoing():
@@ -268,8 +274,12 @@ class Service:
                     await self._record_if_alone(job, slot, outcome)
         except (WorkerGone, WorkerLost) as loss:
             outcome = self._give_back(job, loss)
+        except Exception as error:  # noqa: BLE001 - or callers would wait for ever
+            _log.exception("job %s could not be carried out", job.checksum)
+            what = f"{type(error).__name__}: {error}"
+            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
             del self._places[job.number]
             slot.free(retire)
@@ -281,15 +291,19 @@ class Service:
             _log.info("job %s: its work has ended, and is thrown away", job.checksum)
         self._dispatch()
 
-    def _limit_time(self, slot: Slot) -> asyncio.TimerHandle | None:
+    def _note_wait(self, job: Job, slot: Slot) -> None:
+        if self._places.get(job.number) is slot and slot.phase is Phase.WAITING_FOR_INPUT:
+            _log.info("job %s: %s", job.checksum, slot.phase.words)
+
+    def _limit_time(self, slot: Slot) -> list[asyncio.TimerHandle]:
         limit = self._policy.job_timeout
         if limit is None:
-            return None
+            return []
         verdict = (
             f"The job was ended because it took longer than the {limit:g} s that --job-timeout of "
             "the jobserver allows."
         )
-        return asyncio.get_running_loop().call_later(limit, slot.condemn, verdict)
+        return [asyncio.get_running_loop().call_later(limit, slot.condemn, verdict)]
 
     def _give_back(self, job: Job, loss: WorkerGone | WorkerLost) -> Outcome:
         """Queue a job again whose worker ended before the job's code began.

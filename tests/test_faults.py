@@ -1,0 +1,634 @@
+"""The worst days: workers die, stores are away, inputs do not come, callers go, limits are met.
+
+On real processes, with the server, its workers, the store and the database as they are.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from seamless_jobserver.processtree import ProcessId
+from tests.stack import (
+    JOBSERVER,
+    PATIENCE,
+    transformation_buffer,
+    wait_until,
+)
+from tests.test_running import ADD, OnAStore
+
+TRACE = "    open({path!r}, 'a').write('x')\n"
+"""Leaves a mark for each run of a job."""
+UNTIL = (
+    "    import os, time\n"
+    "    print('begun', flush=True)\n"
+    "    while not os.path.exists({gate!r}): time.sleep(0.01)\n"
+)
+
+# How a job takes its worker down: the code, and what its caller must read.
+WAYS_TO_DIE = {
+    "killed": (
+        "import signal; os.kill(os.getpid(), signal.SIGKILL)",
+        ("signal 9 SIGKILL", "somebody killed it"),
+    ),
+    "segmentation fault": (
+        "import ctypes; ctypes.string_at(0)",
+        ("signal 11 SIGSEGV", "compiled code"),
+    ),
+    "abort": ("os.abort()", ("signal 6 SIGABRT", "compiled code")),
+    "exit": ("os._exit(7)", ("exit code 7", "os._exit")),
+    "terminated": (
+        "import signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
+        ("signal 15 SIGTERM", "somebody ended it"),
+    ),
+    "too much processor time": (
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 9))\n    while True: pass",
+        ("signal 24 SIGXCPU", "ulimit -t"),
+    ),
+    "too large a file": (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); "
+        "open('large', 'wb').write(bytes(2**21))",
+        ("signal 25 SIGXFSZ", "ulimit -f"),
+    ),
+}
+# What sounds like a death and is none: the job fails, its worker goes on.
+SURVIVED = {
+    "sys.exit": ("python", "def f(a):\n    import sys\n    sys.exit(3)\n", "SystemExit"),
+    "a killed grandchild": ("bash", "bash -c 'kill -9 $$'\n", "Killed"),
+    "memory refused": ("python", "def f(a):\n    return bytes(2**60)\n", "MemoryError"),
+}
+
+
+class Faults(OnAStore):
+    """What the tests below share: marks, gates and workers' pids."""
+
+    def setUp(self):
+        self.home = self.directory / self.id().rpartition(".")[2]
+        self.home.mkdir()
+        self.gate = self.home / "gate"
+        self.trace = self.home / "trace"
+        self.addCleanup(self.gate.touch)
+
+    def runs(self):
+        return len(self.trace.read_text()) if self.trace.exists() else 0
+
+    def traced(self, rest, **inputs):
+        code = "def f(a):\n    import os, time\n" + TRACE.format(path=str(self.trace)) + rest
+        return self.store.request(code, **{"a": self.id(), **inputs})
+
+    def gated(self, **inputs):
+        rest = UNTIL.format(gate=str(self.gate)) + "    return 1\n"
+        return self.traced(rest, **inputs)
+
+    def worker_pids(self, server):
+        return [int(line.rpartition("(pid ")[2].rstrip(")")) for line in _ready(server.log)]
+
+    def await_run(self, count=1):
+        wait_until(lambda: self.runs() >= count, "the job's own code runs")
+
+
+def _ready(log):
+    return [line for line in log.splitlines() if " is ready (pid " in line]
+
+
+class DyingWorkers(Faults):
+    def test_each_way_to_die_is_explained_and_costs_its_own_job_alone(self):
+        server = self.start(workers=2)
+        wait_until(lambda: len(_ready(server.log)) == 2, "both workers are ready")
+        for number, (name, (code, expected)) in enumerate(WAYS_TO_DIE.items()):
+            with self.subTest(name):
+                gate = self.home / f"gate{number}"
+                innocent = self.store.request(
+                    "def f(a):\n" + UNTIL.format(gate=str(gate)) + "    return a\n", a=number
+                )
+                before = self.runs()
+                dying = self.traced(f"    print('last words', flush=True)\n    {code}\n", a=name)
+                with ThreadPoolExecutor(1) as caller:
+                    other = caller.submit(server.run, innocent)
+                    try:
+                        answer = server.run(dying)
+                    finally:
+                        gate.touch()
+                    self.assertEqual(self.value(other.result(PATIENCE)), number)
+                self.assertEqual(answer.status, 500, answer.text)
+                for part in (*expected, "last words\n"):
+                    self.assertIn(part, answer.text)
+                self.assertNotIn("Traceback", answer.text)
+                # The client sends it again at once, four times.
+                self.assertEqual([server.run(dying).text for _ in range(4)], 4 * [answer.text])
+                self.assertEqual(self.runs(), before + 1)
+        wait_until(
+            lambda: len(_ready(server.log)) == 2 + len(WAYS_TO_DIE), "every slot came back", 20
+        )
+
+    def test_a_job_that_only_sounds_deadly_leaves_its_worker_alone(self):
+        server = self.start()
+        for name, (language, code, expected) in SURVIVED.items():
+            with self.subTest(name):
+                answer = server.run(self.store.request(code, language=language, output="text", a=1))
+                self.assertEqual(answer.status, 500)
+                self.assertIn(expected, answer.text)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=2))), 3)
+        self.assertEqual(len(_ready(server.log)), 1)
+
+    def test_want_of_memory_is_named_as_the_kernel_tells_it(self):
+        group = _MemoryGroup(200 * 2**20)
+        self.addCleanup(group.remove)
+        server = self.start()
+        code = (
+            f"def f(a):\n    import os\n    group = {str(group.path / 'cgroup.procs')!r}\n"
+            "    open(group, 'w').write(str(os.getpid()))\n    return len(bytearray(2**30))\n"
+        )
+        answer = server.run(self.store.request(code, a=1))
+        self.assertEqual(answer.status, 500)
+        self.assertIn("signal 9 SIGKILL (likely cause: out of memory", answer.text)
+        # Another death by the same signal, a little later, is not blamed on it.
+        code = "def f(a):\n    import os, time\n    time.sleep(1.2)\n    os.kill(os.getpid(), 9)\n"
+        self.assertNotIn("out of memory", server.run(self.store.request(code, a=1)).text)
+
+    def test_a_worker_killed_before_the_jobs_code_began_costs_one_retry(self):
+        server = self.start()
+        content = b"promised"
+        request = self.traced("    return 1\n", a=content)
+        checksum = request["transformation_dict"]["a"][2]
+        self.forget(checksum)
+        self.store.promise(checksum)
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: "waiting for input" in server.log, "it waits for its input")
+            os.kill(self.worker_pids(server)[0], signal.SIGKILL)
+            wait_until(lambda: "goes back to the queue" in server.log, "it is queued again")
+            self.store.put(content)
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+        self.assertEqual(answer.result().json["record_runtime"]["retry_count"], 1)
+        self.assertEqual(self.runs(), 1)
+
+    def test_a_job_whose_workers_are_killed_twice_before_it_began_is_given_up(self):
+        server = self.start()
+        request = self.traced("    return 1\n", a=b"never")
+        checksum = request["transformation_dict"]["a"][2]
+        self.forget(checksum)
+        self.store.promise(checksum)
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            for times in (1, 2):
+                wait_until(
+                    lambda times=times: server.log.count("waiting for input") == times, "it waits"
+                )
+                os.kill(self.worker_pids(server)[-1], signal.SIGKILL)
+            self.assertEqual(answer.result(PATIENCE).status, 503)
+        self.assertIn("tried 2 times", answer.result().text)
+
+    def forget(self, checksum):
+        for path in self.store.buffers.rglob(checksum):
+            path.unlink()
+
+
+class _MemoryGroup:
+    """A control group with a memory limit; version 1 or 2, whichever the machine has."""
+
+    def __init__(self, limit):
+        old = Path("/sys/fs/cgroup/memory")
+        self.path = (old if old.exists() else Path("/sys/fs/cgroup")) / f"jobserver-{os.getpid()}"
+        self.path.mkdir()
+        name = "memory.limit_in_bytes" if old.exists() else "memory.max"
+        (self.path / name).write_text(str(limit))
+
+    def remove(self):
+        def removed():
+            try:
+                self.path.rmdir()
+            except OSError:
+                return False  # the kernel is still clearing up after the last process
+            return True
+
+        wait_until(removed, "the group is empty")
+
+
+class Failures(Faults):
+    def test_a_failure_is_remembered_for_a_moment_and_then_tried_again(self):
+        server = self.start()
+        request = self.traced("    1 / 0\n")
+        first = server.run(request)
+        self.assertIn("ZeroDivisionError", first.text)
+        self.assertEqual([server.run(request).text for _ in range(4)], 4 * [first.text])
+        self.assertEqual(self.runs(), 1)
+        wait_until(
+            lambda: server.run(request).status == 500 and self.runs() == 2, "it is forgotten"
+        )
+
+    def test_another_envelope_is_not_answered_with_a_remembered_failure(self):
+        server = self.start()
+        request = self.traced("    1 / 0\n")
+        server.run(request)
+        server.run({**request, "tf_dunder": {"__meta__": {"local": True}}})
+        self.assertEqual(self.runs(), 2)
+
+    def test_a_failure_of_the_store_is_not_remembered(self):
+        server = self.start("--input-timeout", "0.1")
+        request = self.traced("    return 5\n")
+        self.store.kill_hashserver()
+        try:
+            answer = server.run(request)
+        finally:
+            self.store.restart_hashserver()
+        self.assertEqual(answer.status, 500)
+        self.assertIn("hashserver is away", answer.text)
+        self.assertNotIn("Traceback", answer.text)
+        self.assertEqual(self.value(server.run(request)), 5)
+
+
+class LostCallers(Faults):
+    def call_and_leave(self, server, request, when):
+        """Send a request, and close the connection once `when` returns something."""
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", "/run-transformation", json.dumps(request))
+            wait_until(when, "the job is where it should be")
+
+    def test_a_running_job_ends_and_its_result_is_stored_and_recorded(self):
+        server = self.start()
+        request = self.gated()
+        self.call_and_leave(server, request, self.runs)
+        wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
+        self.gate.touch()
+        checksum = request["tf_checksum"]
+        result = wait_until(lambda: self.store.result_of(checksum), "the database knows")
+        self.assertEqual(self.store.get(result), b"1\n")
+        self.assertEqual(self.runs(), 1)
+
+    def test_a_caller_that_comes_back_gets_the_same_run(self):
+        server = self.start()
+        request = self.gated()
+        self.call_and_leave(server, request, self.runs)
+        wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: " joined by a caller" in server.log, "it is joined")
+            self.gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+        self.assertEqual(self.runs(), 1)
+        self.assertIsNone(self.store.result_of(request["tf_checksum"]), "that is for the caller")
+
+
+class Reclaiming(Faults):
+    def test_a_canceled_job_is_ended_with_all_that_it_has_started(self):
+        server = self.start("--reclaim-canceled")
+        pids = self.home / "pids"
+        rest = (
+            "    import subprocess\n"
+            "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+            f"    open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} ')\n"
+            "    time.sleep(600)\n"
+        )
+        request = self.traced(rest)
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: pids.exists() and pids.read_text().endswith(" "), "it runs")
+            processes = [ProcessId.of(int(pid)) for pid in pids.read_text().split()]
+            self.assertTrue(server.cancel(request["tf_checksum"])["canceled"])
+            self.assertIn("canceled", answer.result(PATIENCE).text)
+        wait_until(lambda: not any(process.alive for process in processes), "all of it is gone", 5)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=3, b=4))), 7)
+
+    def test_a_job_that_ignores_the_request_to_end_is_killed(self):
+        server = self.start("--reclaim-canceled")
+        rest = "    import signal\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        request = self.traced(rest + TRACE.format(path=str(self.trace)) + "    time.sleep(600)\n")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run(2)
+            server.cancel(request["tf_checksum"])
+            answer.result(PATIENCE)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=5, b=4))), 9)
+
+    def test_nested_jobs_end_with_the_job_that_asked_for_them(self):
+        server = self.start("--reclaim-canceled", workers=2)
+        pids = self.home / "pids"
+        inner = (
+            "def inner(a):\n"
+            "        import os, time\n"
+            f"        open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\n"
+            "        time.sleep(600)\n"
+        )
+        rest = (
+            f"    open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\n"
+            f"    from seamless.transformer import direct\n    {inner}"
+            "    return direct(inner)(1)\n"
+        )
+        request = self.traced(rest)
+        wait_until(lambda: len(_ready(server.log)) == 2, "both workers are ready")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "both run")
+            first, second = (ProcessId.of(int(pid)) for pid in pids.read_text().split())
+            self.assertNotEqual(first.pid, second.pid)
+            server.cancel(request["tf_checksum"])
+            answer.result(PATIENCE)
+        wait_until(lambda: not first.alive and not second.alive, "both are gone", 10)
+
+    def test_without_it_the_work_goes_on_unheard(self):
+        server = self.start()
+        request = self.gated()
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run()
+            server.cancel(request["tf_checksum"])
+            self.assertIn("canceled", answer.result(PATIENCE).text)
+        self.gate.touch()
+        wait_until(lambda: "its work has ended, and is thrown away" in server.log, "it ended")
+        self.assertEqual(len(_ready(server.log)), 1)
+        self.assertIsNone(self.store.result_of(request["tf_checksum"]))
+
+
+class StoreFront(ThreadingHTTPServer):
+    """Stands before the hashserver, and answers 507 to what is written while it is `full`."""
+
+    daemon_threads = True
+
+    def __init__(self, port):
+        self.full = False
+        self.refused = 0
+        front = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if front.full and self.command == "PUT":
+                    front.refused += 1
+                    return self.reply(507, b"No space left on device")
+                behind = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+                with contextlib.closing(behind):
+                    behind.request(self.command, self.path, body)
+                    answer = behind.getresponse()
+                    return self.reply(answer.status, answer.read())
+
+            do_PUT = do_GET  # noqa: N815 - the name is http.server's
+
+            def reply(self, status, body):
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,)).start()
+
+    def close(self):
+        self.shutdown()
+        self.server_close()
+
+
+class StoreAway(Faults):
+    def begin(self, *flags, parameters=None):
+        server = self.start(
+            *flags,
+            parameters=parameters,
+            env={"XDG_STATE_HOME": str(self.home / "state")},
+        )
+        request = self.gated()
+        caller = ThreadPoolExecutor(1)
+        self.addCleanup(caller.shutdown)
+        answer = caller.submit(server.run, request)
+        self.await_run()
+        return server, request, answer
+
+    def test_a_result_waits_for_a_store_that_is_restarted(self):
+        _, _, answer = self.begin()
+        self.store.kill_hashserver()
+        self.gate.touch()
+        self.store.restart_hashserver()
+        self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+
+    def test_a_result_waits_for_a_store_that_hangs(self):
+        _, _, answer = self.begin()
+        self.store.signal_hashserver(signal.SIGSTOP)
+        try:
+            self.gate.touch()
+        finally:
+            self.store.signal_hashserver(signal.SIGCONT)
+        self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+
+    def test_a_result_waits_for_a_store_whose_disk_is_full(self):
+        front = StoreFront(self.store.hashserver_port)
+        self.addCleanup(front.close)
+        parameters = self.store.parameters()
+        url = f"http://127.0.0.1:{front.server_port}"
+        parameters["buffer"] = [{"readonly": False, "url": url, "remote_url": url}]
+        _, _, answer = self.begin(parameters=parameters)
+        front.full = True
+        self.gate.touch()
+        # More than one attempt of ours: seamless-remote repeats each five times by itself.
+        wait_until(lambda: front.refused > 12, "it has been tried")
+        front.full = False
+        self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+        self.assertEqual(self.runs(), 1)
+
+    def kept(self):
+        """Run a job whose result no store takes; return server, request and spooled entry."""
+        server, request, answer = self.begin("--store-timeout", "0.3")
+        self.store.kill_hashserver()
+        self.gate.touch()
+        try:
+            text = answer.result(PATIENCE).text
+        finally:
+            self.store.restart_hashserver()
+        self.assertEqual(answer.result().status, 500)
+        self.assertNotIn("Traceback", text)
+        (entry,) = (self.home / "state" / "seamless-jobserver" / "spool").iterdir()
+        self.assertIn(f"seamless-jobserver upload {entry}\n", text)
+        for path in (entry, *entry.iterdir()):
+            self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+        return server, request, entry
+
+    def test_a_result_that_no_store_takes_is_kept_and_uploaded_by_the_command_it_names(self):
+        _, request, entry = self.kept()
+        done = subprocess.run(
+            [str(JOBSERVER), "upload", str(entry)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(self.store.get(self.store.result_of(request["tf_checksum"])), b"1\n")
+        self.assertFalse(entry.exists())
+
+    def test_a_kept_result_is_not_computed_again(self):
+        server, request, entry = self.kept()
+        self.assertEqual(self.value(server.run(request)), 1)
+        self.assertEqual(self.runs(), 1)
+        self.assertFalse(entry.exists())
+
+    def test_uploading_to_a_store_that_is_away_says_so_and_keeps_the_result(self):
+        _, _, entry = self.kept()
+        done = subprocess.run(
+            [str(JOBSERVER), "upload", str(entry), "--store", "http://127.0.0.1:9"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("http://127.0.0.1:9 cannot be reached", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertTrue(entry.exists())
+
+    def test_inputs_wait_for_a_store_that_is_restarted(self):
+        server = self.start()
+        request = self.traced("    return 6\n")
+        self.store.kill_hashserver()
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            try:
+                wait_until(lambda: "waiting for input" in server.log, "it waits for its input")
+            finally:
+                self.store.restart_hashserver()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 6)
+
+    def test_a_store_that_hangs_is_given_up_and_named(self):
+        server = self.start("--input-timeout", "0.5")
+        request = self.traced("    return 6\n")
+        self.store.signal_hashserver(signal.SIGSTOP)
+        try:
+            answer = server.run(request)
+        finally:
+            self.store.signal_hashserver(signal.SIGCONT)
+        self.assertEqual(answer.status, 500)
+        self.assertIn("the hashserver has not answered", answer.text)
+
+    def test_a_database_that_is_away_does_not_matter_to_a_job(self):
+        parameters = self.store.parameters()
+        url = "http://127.0.0.1:9"
+        parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+        server = self.start(parameters=parameters)
+        self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
+
+
+class PromisedInputs(Faults):
+    def promised(self):
+        request = self.traced("    return 1\n", a=self.id().encode())
+        checksum = request["transformation_dict"]["a"][2]
+        for path in self.store.buffers.rglob(checksum):
+            path.unlink()
+        self.store.promise(checksum)
+        return request, checksum
+
+    def test_one_that_does_not_come_is_named_with_what_to_do(self):
+        server = self.start("--input-timeout", "1.5", workers=2)
+        request, checksum = self.promised()
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: "waiting for input" in server.log, "it waits for its input")
+            # On its own slot alone.
+            self.assertEqual(self.value(server.run(self.store.request(ADD, a=6, b=4))), 10)
+            text = answer.result(PATIENCE).text
+        self.assertEqual(answer.result().status, 500)
+        for part in (f"a: {checksum}", "promised", "not sent", "Run the workflow again"):
+            self.assertIn(part, text)
+        # A moment later it has come.
+        self.store.put(self.id().encode())
+        self.assertEqual(self.value(server.run(request)), 1)
+
+    def test_a_job_that_waits_for_one_can_be_canceled(self):
+        server = self.start()
+        request, _ = self.promised()
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            wait_until(lambda: "waiting for input" in server.log, "it waits for its input")
+            self.assertTrue(server.cancel(request["tf_checksum"])["canceled"])
+            self.assertIn("canceled", answer.result(PATIENCE).text)
+
+
+class Provenance(Faults):
+    def test_the_transformation_itself_is_stored_with_its_result(self):
+        server = self.start()
+        request = self.traced("    return 1\n")
+        self.assertFalse(self.store.holds(request["tf_checksum"]))
+        self.value(server.run(request))
+        self.assertEqual(
+            self.store.get(request["tf_checksum"]),
+            transformation_buffer(request["transformation_dict"]),
+        )
+
+    def test_a_dict_that_is_not_its_checksum_runs_and_the_log_says_so(self):
+        server = self.start()
+        request = {**self.traced("    return 1\n"), "tf_checksum": "ab" * 32}
+        self.assertEqual(self.value(server.run(request)), 1)
+        self.assertIn("does not hash to its checksum", server.log)
+        self.assertFalse(self.store.holds("ab" * 32))
+
+
+class Limits(Faults):
+    def test_a_job_over_the_memory_limit_is_ended_with_its_children(self):
+        server = self.start("--memory-limit", "400M")
+        grow = "import time; block = b'x' * 700_000_000; time.sleep(600)"
+        for name, rest in {
+            "itself": f"    {grow}\n",
+            "a child": f"    import subprocess, sys\n    subprocess.run([sys.executable, '-c', {grow!r}])\n",
+        }.items():
+            with self.subTest(name):
+                answer = server.run(self.traced(rest, a=name))
+                self.assertEqual(answer.status, 500)
+                self.assertRegex(answer.text, r"used \d{3,4} MB of memory, more than the 419 MB")
+                self.assertIn("--memory-limit", answer.text)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=7, b=4))), 11)
+
+    def test_a_job_over_the_time_limit_is_ended(self):
+        server = self.start("--job-timeout", "0.7")
+        answer = server.run(self.traced("    time.sleep(600)\n"))
+        self.assertEqual(answer.status, 500)
+        self.assertIn("longer than the 0.7 s that --job-timeout", answer.text)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=8, b=4))), 12)
+
+
+class Shutdown(Faults):
+    def test_what_is_lost_is_told_to_each_waiter_and_to_the_log(self):
+        server = self.start("--grace", "0.2")
+        running, queued = self.gated(), self.gated(a="queued")
+        with ThreadPoolExecutor(2) as callers:
+            first = callers.submit(server.run, running)
+            self.await_run()
+            second = callers.submit(server.run, queued)
+            wait_until(lambda: queued["tf_checksum"] in server.log, "it is queued")
+            server.process.terminate()
+            for answer in (first, second):
+                self.assertEqual(answer.result(PATIENCE).status, 503)
+                self.assertIn("shut", answer.result().text)
+            server.process.wait(PATIENCE)
+        for request in (running, queued):
+            self.assertIn(f"job {request['tf_checksum']} lost", server.log)
+
+    def test_a_running_job_may_end_within_the_grace(self):
+        server = self.start("--grace", "50")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, self.gated())
+            self.await_run()
+            server.process.terminate()
+            wait_until(lambda: "waiting up to 50 s" in server.log, "it waits")
+            self.gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+        self.assertEqual(server.process.wait(PATIENCE), 0)
+
+    def test_a_second_signal_ends_it_now(self):
+        server = self.start("--grace", "600")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, self.gated())
+            self.await_run()
+            server.process.terminate()
+            wait_until(lambda: "waiting up to 600 s" in server.log, "it waits")
+            server.process.terminate()
+            self.assertEqual(answer.result(PATIENCE).status, 503)
+        server.process.wait(20)
