@@ -2,8 +2,9 @@
 
 import json
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.stack import wait_until
+from tests.stack import PATIENCE, wait_until
 from tests.test_running import ADD, OnAStore
 
 REPORT = """
@@ -312,6 +313,39 @@ class Nested(OnAStore):
                 request = self.store.request(THREE_LEVELS, a=workers)
                 self.assertEqual(self.value(server.run(request)), (workers + 1) * 10 + 0.5)
                 self.check_not_retired(server)
+
+    def test_one_that_runs_inside_its_caller_is_joined_by_others(self):
+        server = self.ready(2)
+        trace, gate, second = (self.directory / f"joining-{name}" for name in ("t", "g", "s"))
+        code = (
+            "def f(a):\n"
+            "    import os, time\n"
+            "    from seamless.transformer import direct\n"
+            "    def inner(trace, gate):\n"
+            "        import os, time\n"
+            "        open(trace, 'a').write('x')\n"
+            "        while not os.path.exists(gate): time.sleep(0.01)\n"
+            "        return 5\n"
+            f"    while a == 2 and not os.path.exists({str(second)!r}): time.sleep(0.01)\n"
+            f"    return a * direct(inner)({str(trace)!r}, {str(gate)!r})\n"
+        )
+        with ThreadPoolExecutor(2) as callers:
+            try:
+                # The second takes the other slot first, so that none is free for the first.
+                answers = [callers.submit(server.run, self.store.request(code, a=2))]
+                wait_until(lambda: "received from a caller" in server.log, "the second is there")
+                answers.append(callers.submit(server.run, self.store.request(code, a=1)))
+                wait_until(trace.exists, "the nested job runs")
+                self.assertIn("is run by the worker whose job asks for it", server.log)
+                second.touch()
+                wait_until(lambda: "joined by another job" in server.log, "the other joins it")
+            finally:
+                second.touch()
+                gate.touch()
+            values = [self.value(answer.result(PATIENCE)) for answer in answers]
+        self.assertEqual(values, [10, 5])
+        self.assertEqual(trace.read_text(), "x")
+        self.check_not_retired(server)
 
     def test_parallel_works_inside_a_job(self):
         server = self.ready(2)

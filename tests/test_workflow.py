@@ -1,6 +1,8 @@
 """Whole workflows: the real client, launched services, and Seamless's own commands on them."""
 
 import contextlib
+import gzip
+import hashlib
 import os
 import subprocess
 import sys
@@ -155,6 +157,46 @@ class Workflows(OnACluster):
         self.cluster.environment["SEAMLESS_JOBSERVER_WORKERS"] = "none"
         result = self.run_script(TEN_JOBS)
         self.assertEqual(result.returncode, 0, result.stdout)
+
+
+class CommandLine(OnACluster):
+    def test_commands_run_on_files_directories_and_compressed_files(self):
+        project = self.cluster.project
+        (project / "a.txt").write_text("one\n")
+        (project / "b.txt").write_text("two\n")
+        (project / "d" / "sub").mkdir(parents=True)
+        (project / "d" / "x.txt").write_text("in a directory\n")
+        (project / "d" / "sub" / "y.txt").write_text("below\n")
+        checksum = hashlib.sha256(b"one\n").hexdigest()
+        commands = {
+            "files": (("cat", "a.txt", "b.txt"), "one\ntwo\n"),
+            "a directory": (("-c", "cat d/x.txt d/sub/y.txt"), "in a directory\nbelow\n"),
+            "a pipe": (("-c", "cat a.txt b.txt | wc -l"), "2\n"),
+            "a compressed file": (("-c", "cat a.txt a.txt"), "one\none\n"),
+        }
+        for name, (command, expected) in commands.items():
+            with self.subTest(name):
+                if "compressed" in name:
+                    (stored,) = self.cluster.directory.rglob(checksum)
+                    stored.with_name(f"{checksum}.gz").write_bytes(gzip.compress(b"one\n"))
+                    stored.unlink()
+                self.assertTrue(self.run_command("seamless-run", *command).endswith(expected))
+        self.assertEqual(self.cluster.log("jobserver").count(" done in "), len(commands))
+
+    def test_several_result_files_come_back(self):
+        (self.cluster.project / "a.txt").write_text("one\n")
+        captures = ("-cp", "first", "-cp", "second")
+        command = "cat a.txt > first; cat a.txt a.txt > second"
+        printed = self.run_command("seamless-run", *captures, "-c", command)
+        self.assertEqual((self.cluster.project / "first").read_text(), "one\n", printed)
+        self.assertEqual((self.cluster.project / "second").read_text(), "one\none\n")
+
+    def run_command(self, *command):
+        for _ in range(3):
+            result = self.cluster.run(*command)
+            if "Input not delivered" not in result.stdout:
+                break
+        return result.stdout
 
 
 class FreshServers(unittest.TestCase):

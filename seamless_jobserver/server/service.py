@@ -135,6 +135,7 @@ class Service:
         """Note that the worker which asked for a job runs it now; others may join it."""
         job = self._table.hosted_job(number)
         if job is not None and job.state is State.QUEUED:
+            _log.info("job %s is run by the worker whose job asks for it", job.checksum)
             self._table.apply(job, Event.START)
 
     async def end_hosted(self, number: int, outcome: Outcome) -> None:

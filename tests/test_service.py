@@ -1,0 +1,279 @@
+"""The service without processes: slots that a test controls, and a policy with short times."""
+
+import asyncio
+import tempfile
+import unittest
+from pathlib import Path
+
+from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown
+from seamless_jobserver.messages import Ending, Outcome, RunRequest
+from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
+from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.jobs import State
+from seamless_jobserver.server.service import Policy, Service
+from seamless_jobserver.server.workers import WorkerGone, WorkerLost
+
+RESULT = Outcome(Ending.RESULT, result_checksum="cd" * 32)
+
+
+def request(digit="a", **fields):
+    return RunRequest(digit * 64, {"code": ["python", None, digit * 64]}, **fields)
+
+
+class FakeSlot:
+    """A slot whose runs end when the test says so."""
+
+    def __init__(self):
+        self.busy = False
+        self.phase = Phase.RUNNING
+        self.runs = []
+        self.patience = []
+        self.recorded = []
+        self.end = None
+
+    def reserve(self):
+        self.busy = True
+
+    async def run(self, request, _path, input_timeout):
+        self.runs.append(request)
+        self.patience.append(input_timeout)
+        self.end = asyncio.get_running_loop().create_future()
+        return await self.end
+
+    async def record(self, request, result):
+        self.recorded.append((request.checksum, result))
+
+    def free(self, _retire=None):
+        self.busy = False
+
+    def condemn(self, verdict):
+        self.end.set_result(Outcome(Ending.CRASHED, message=verdict))
+
+
+class FakeSlots:
+    def __init__(self, count):
+        self.slots = [FakeSlot() for _ in range(count)]
+
+    def start(self):
+        pass
+
+    def idle(self):
+        return next((slot for slot in self.slots if not slot.busy), None)
+
+    async def close(self, timeout):
+        pass
+
+
+class ServiceCase(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self):
+        self.output = JobOutput()
+        self.addCleanup(self.output.close)
+        await self.make()
+
+    async def make(self, slots=1, **policy):
+        self.slots = FakeSlots(slots)
+        settings = {"record": False, "input_timeout": 60.0, "abandoned_after": 0.05, **policy}
+        self.service = Service(policy=Policy(**settings), output=self.output, activity=Activity())
+        await self.service.start(lambda _freed, _buried: self.slots)
+
+    async def call(self, one):
+        task = asyncio.ensure_future(self.service.run(one))
+        await self.settle()
+        return task
+
+    async def settle(self):
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def leave(self, task):
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def until_state(self, one, state):
+        async def reached():
+            while await self.service.status(one.checksum) is not state:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.005)
+
+        await asyncio.wait_for(reached(), 10)
+
+
+class Callers(ServiceCase):
+    async def test_a_queued_job_that_nobody_waits_for_is_dropped_after_a_while(self):
+        first = await self.call(request("1"))
+        waiting = await self.call(request("2"))
+        await self.leave(waiting)
+        await self.until_state(request("2"), State.LOST)
+        self.slots.slots[0].end.set_result(RESULT)
+        self.assertIs(await first, RESULT)
+        await self.settle()
+        self.assertEqual([run.checksum for run in self.slots.slots[0].runs], ["1" * 64])
+
+    async def test_a_new_caller_keeps_a_queued_job_alive(self):
+        await self.make(abandoned_after=3600.0)
+        await self.call(request("1"))
+        await self.leave(await self.call(request("2")))
+        self.assertEqual(len(self.service._abandoned), 1)
+        again = await self.call(request("2"))
+        self.assertEqual(self.service._abandoned, {}, "nothing will drop it")
+        self.slots.slots[0].end.set_result(RESULT)
+        await self.settle()
+        self.slots.slots[0].end.set_result(RESULT)
+        self.assertIs((await again).ending, Ending.RESULT)
+
+    async def test_a_result_that_nobody_waits_for_is_recorded(self):
+        await self.leave(await self.call(request("1")))
+        self.slots.slots[0].end.set_result(RESULT)
+        await self.settle()
+        self.assertEqual(self.slots.slots[0].recorded, [("1" * 64, "cd" * 32)])
+        self.assertIs(await self.service.status("1" * 64), State.DONE)
+
+    async def test_neither_a_heard_result_nor_one_that_is_not_stored_is_recorded(self):
+        heard = await self.call(request("1"))
+        self.slots.slots[0].end.set_result(RESULT)
+        await heard
+        await self.leave(await self.call(request("2", scratch=True)))
+        self.slots.slots[0].end.set_result(RESULT)
+        await self.settle()
+        self.assertEqual(self.slots.slots[0].recorded, [])
+
+
+class Failures(ServiceCase):
+    async def test_which_failures_are_remembered(self):
+        remembered = {Ending.FAILED, Ending.CRASHED}
+        for number, ending in enumerate(set(Ending) - {Ending.RESULT, Ending.CANCELED}):
+            with self.subTest(ending):
+                one = request(f"{number:x}")
+                before = len(self.slots.slots[0].runs)
+                for _ in range(2):
+                    task = await self.call(one)
+                    if not task.done():
+                        self.slots.slots[0].end.set_result(Outcome(ending, message="why"))
+                    await task
+                    await self.settle()
+                runs = len(self.slots.slots[0].runs) - before
+                self.assertEqual(runs, 1 if ending in remembered else 2)
+
+    async def test_a_failure_is_forgotten_after_its_time(self):
+        await self.make(failure_memory=0.01)
+        for _ in range(2):
+            task = await self.call(request("1"))
+            self.slots.slots[0].end.set_result(Outcome(Ending.FAILED, message="why"))
+            await task
+            while self.service._failures:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.005)
+        self.assertEqual(len(self.slots.slots[0].runs), 2)
+
+    async def test_an_input_that_has_just_not_come_is_not_waited_for_as_long(self):
+        for _ in range(2):
+            task = await self.call(request("1"))
+            self.slots.slots[0].end.set_result(Outcome(Ending.INPUT_UNDELIVERED, message="why"))
+            await task
+            await self.settle()
+        self.assertEqual(self.slots.slots[0].patience, [60.0, 5.0])
+
+    async def test_losses_before_the_jobs_code_began_are_retried_as_the_table_says(self):
+        # What befalls the runs of a job, and how it ends.
+        table = (
+            ((WorkerGone(), WorkerGone(), WorkerGone(), RESULT), Ending.RESULT, 3),
+            ((WorkerLost("dead\n"), RESULT), Ending.RESULT, 1),
+            ((WorkerLost("dead\n"), WorkerLost("dead\n")), Ending.LOST, 1),
+        )
+        for number, (fates, ending, retries) in enumerate(table):
+            with self.subTest(number):
+                await self.make()
+                task = await self.call(request(f"{number}"))
+                for fate in fates:
+                    end = self.slots.slots[0].end
+                    if isinstance(fate, Exception):
+                        end.set_exception(fate)
+                    else:
+                        end.set_result(fate)
+                    await self.settle()
+                outcome = await task
+                self.assertIs(outcome.ending, ending)
+                self.assertEqual(outcome.runtime.get("retry_count", 1), retries)
+
+    async def test_a_mistake_of_ours_ends_the_job_and_not_the_service(self):
+        task = await self.call(request("1"))
+        with self.assertLogs("seamless_jobserver.server.service", "ERROR"):
+            self.slots.slots[0].end.set_exception(ZeroDivisionError("ours"))
+            outcome = await task
+        self.assertIs(outcome.ending, Ending.LOST)
+        self.assertIn("ours", outcome.message)
+        self.assertFalse(self.slots.slots[0].busy)
+
+
+class Refusals(ServiceCase):
+    async def test_another_record_mode_is_refused(self):
+        with self.assertRaises(RecordModeMismatch):
+            await self.service.run(request(record=True))
+
+    async def test_nothing_new_is_taken_at_the_end_and_what_is_queued_is_answered(self):
+        running, queued = await self.call(request("1")), await self.call(request("2"))
+        await self.service.refuse(ShuttingDown())
+        self.assertIs((await queued).ending, Ending.LOST)
+        self.assertFalse(running.done())
+        with self.assertRaises(ShuttingDown):
+            await self.service.run(request("3"))
+
+
+class Nested(ServiceCase):
+    async def test_a_nested_job_never_waits_for_a_slot(self):
+        await self.call(request("1"))
+        number = await self.service.run_nested(request("2"), 1)
+        self.assertIsInstance(number, int)
+        # Not before its host has begun with it may others wait for it.
+        self.assertNotEqual(await self.service.run_nested(request("2"), 1), number)
+        await self.service.start_hosted(number)
+        other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        self.assertFalse(other.done())
+        await self.service.end_hosted(number, RESULT)
+        self.assertIs(await other, RESULT)
+
+    async def test_what_a_worker_hosted_ends_with_it(self):
+        ended = []
+        await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
+        self.slots.slots[0].reserve()
+        number = await self.service.run_nested(request("2"), 7)
+        await self.service.start_hosted(number)
+        other = asyncio.ensure_future(self.service.run(request("2")))
+        await self.settle()
+        ended[0](7)
+        self.assertIs((await other).ending, Ending.CRASHED)
+
+    async def test_a_free_slot_is_used(self):
+        task = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        self.slots.slots[0].end.set_result(RESULT)
+        self.assertIs(await task, RESULT)
+
+
+class Casualties(unittest.TestCase):
+    def test_each_end_is_described_with_its_likely_cause(self):
+        table = {
+            (-9, False): "signal 9 SIGKILL (likely cause: somebody killed it",
+            (-9, True): "signal 9 SIGKILL (likely cause: out of memory",
+            (-11, False): "signal 11 SIGSEGV (likely cause: compiled code",
+            (-63, False): "signal 63",
+            (3, False): "exit code 3 (likely cause: the job called os._exit",
+            (None, False): "an unknown cause",
+        }
+        for (code, out_of_memory), expected in table.items():
+            with self.subTest(code):
+                text = describe_exit(code, out_of_memory=out_of_memory)
+                self.assertTrue(text.startswith(expected), text)
+
+    def test_only_a_kill_during_the_job_is_held_against_memory(self):
+        with tempfile.TemporaryDirectory() as directory:
+            counters = Path(directory) / "vmstat"
+            counters.write_text("nr_free_pages 1\noom_kill 3\n")
+            kills = OutOfMemoryKills(str(counters))
+            kills.begin()
+            self.assertFalse(kills.happened)
+            counters.write_text("nr_free_pages 1\noom_kill 4\n")
+            self.assertTrue(kills.happened)
+            counters.unlink()
+            self.assertFalse(kills.happened)
