@@ -10,11 +10,14 @@ import time
 import unittest
 
 from seamless_jobserver import __version__
+from seamless_jobserver.cli import OPTIONS
+from seamless_jobserver.cli import OPTIONS
 from seamless_jobserver.processtree import ProcessId
 from tests.stack import (
     JOBSERVER,
     JOBSERVER_PYTHON,
     PATIENCE,
+    ROOT,
     Jobserver,
     free_port,
     read_json,
@@ -42,6 +45,15 @@ BAD_VALUES = [
     (["--host", "no-such-host.invalid"], "--host: 'no-such-host.invalid'"),
     (["--host", ""], "--host"),
     (["--host", "1.2.3.4.5"], "--host: '1.2.3.4.5'"),
+    (["--input-timeout", "0"], "--input-timeout: '0' is not a number of seconds"),
+    (["--store-timeout", "inf"], "--store-timeout: 'inf'"),
+    (["--job-timeout", "1h"], "--job-timeout: '1h'"),
+    (["--memory-limit", "lots"], "--memory-limit: 'lots' is not a size"),
+    (["--memory-limit", "0"], "--memory-limit: '0'"),
+    (["--memory-limit", "1.5G"], "--memory-limit: '1.5G'"),
+    (["--max-body", "G"], "--max-body: 'G'"),
+    (["--max-connections", "0"], "--max-connections: '0'"),
+    (["--grace", "-1"], "--grace: '-1'"),
     (["--no-such-flag"], "--no-such-flag"),
     (["stray"], "stray"),
 ]
@@ -49,6 +61,7 @@ BAD_VALUES = [
 BAD_ENVIRONMENT = [
     ({"SEAMLESS_JOBSERVER_PORT": "x"}, "SEAMLESS_JOBSERVER_PORT: 'x' is not a port"),
     ({"SEAMLESS_JOBSERVER_PORT_RANGE": "5"}, "SEAMLESS_JOBSERVER_PORT_RANGE: '5' is not START END"),
+    ({"SEAMLESS_JOBSERVER_RECLAIM_CANCELED": "maybe"}, "'maybe' is neither yes nor no"),
     ({"SEAMLESS_JOBSERVER_WORKERS": "0"}, "SEAMLESS_JOBSERVER_WORKERS: '0'"),
     ({"SEAMLESS_JOBSERVER_TIMEOUT": "-1"}, "SEAMLESS_JOBSERVER_TIMEOUT: '-1'"),
     (
@@ -128,6 +141,19 @@ class Values(unittest.TestCase):
         text = command("--help").stdout
         for word in ("--port-range START END", "--status-file PATH", "SEAMLESS_JOBSERVER_WORKERS"):
             self.assertIn(word, text)
+
+    def test_the_readme_lists_every_option_with_its_variable_and_default(self):
+        readme = (ROOT / "README.rst").read_text()
+        for option in OPTIONS:
+            with self.subTest(option.name):
+                row = next(
+                    line
+                    for line in readme.splitlines()
+                    if line.startswith((f"``--{option.name} ", f"``--{option.name}``"))
+                )
+                self.assertIn(f"``{option.variable}``", row)
+                if option.default is not None:
+                    self.assertIn(f" {option.default} ", row)
 
     def test_the_module_runs_like_the_command(self):
         result = subprocess.run(
