@@ -11,7 +11,6 @@ import unittest
 
 from seamless_jobserver import __version__
 from seamless_jobserver.cli import OPTIONS
-from seamless_jobserver.cli import OPTIONS
 from seamless_jobserver.processtree import ProcessId
 from tests.stack import (
     JOBSERVER,
