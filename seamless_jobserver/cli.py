@@ -29,6 +29,7 @@ class _Option(NamedTuple):
     """A setting: its flag without dashes, how its text is read, and what the help says.
 
     Without a `metavar` it is a switch, which is off unless it is given; its variable says 1 or 0.
+    A `repeatable` one may be given several times, and its variable hold several words.
     """
 
     name: str
@@ -36,6 +37,7 @@ class _Option(NamedTuple):
     metavar: tuple[str, ...]
     default: str | None
     help: str
+    repeatable: bool = False
 
     @property
     def destination(self) -> str:
@@ -88,6 +90,25 @@ def _size(text: str) -> int:
 
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _access(text: str) -> str:
+    if text not in ("owner", "any"):
+        raise ValueError(f"{text!r} is neither owner nor any")
+    return text
+
+
+def _network(text: str) -> Any:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address or network, such as 10.1.0.0/16") from None
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text)).expanduser()
 
 
 def _switch(text: str) -> bool:
@@ -186,6 +207,39 @@ OPTIONS: Final = (
         "connections served at a time; more than that wait to be accepted",
     ),
     _Option("max-body", _size, ("SIZE",), "64M", "largest body of a request"),
+    _Option(
+        "access",
+        _access,
+        ("WHO",),
+        "owner",
+        "who may connect from this machine: owner, which is your own processes, or any",
+    ),
+    _Option(
+        "allow",
+        _network,
+        ("CIDR",),
+        None,
+        "addresses of other machines that may connect, for instance 10.1.0.0/16 (default: all)",
+        repeatable=True,
+    ),
+    _Option(
+        "allow-host",
+        _text,
+        ("NAME",),
+        None,
+        "a name by which browsers may call this server, beside those of the machine",
+        repeatable=True,
+    ),
+    _Option(
+        "password-file",
+        _path,
+        ("PATH",),
+        None,
+        "file with a password that is asked of everybody but your own processes on this machine; "
+        "only you may be able to read it",
+    ),
+    _Option("certfile", _path, ("PATH",), None, "certificate chain for TLS (PEM)"),
+    _Option("keyfile", _path, ("PATH",), None, "its key, when that is a file of its own (PEM)"),
 )
 _COMMANDS: Final = {"upload": "seamless_jobserver.upload"}
 """Words that stand where an option could, and the modules whose `main` they run."""
@@ -281,6 +335,7 @@ def _make_parser() -> argparse.ArgumentParser:
             f"--{option.name}",
             metavar=option.metavar if len(option.metavar) > 1 else option.metavar[0],
             nargs=len(option.metavar),
+            action="extend" if option.repeatable else "store",
             help=option.help + (f" (default {option.default})" if option.default else ""),
         )
     return parser
@@ -290,6 +345,8 @@ def _from_environment(option: _Option) -> list[str] | None:
     text = os.environ.get(option.variable)
     if text is None or not text.strip():
         return None if option.default is None else [option.default]
+    if option.repeatable:
+        return text.replace(",", " ").split()
     if len(option.metavar) < 2:
         return [text.strip()]
     words = text.replace("-", " ").replace(",", " ").split()
@@ -300,9 +357,9 @@ def _from_environment(option: _Option) -> list[str] | None:
 
 def _convert(option: _Option, words: list[str] | None) -> Any:
     if words is None:
-        return None if option.metavar else False
+        return () if option.repeatable else None if option.metavar else False
     converted = [option.convert(word) for word in words]
-    return tuple(converted) if len(option.metavar) > 1 else converted[0]
+    return tuple(converted) if option.repeatable or len(option.metavar) > 1 else converted[0]
 
 
 def _ports(port: int | None, port_range: tuple[int, int] | None) -> range:

@@ -9,6 +9,7 @@ import unittest
 from unittest import mock
 
 from seamless_jobserver.server import http
+from seamless_jobserver.server.access import AccessRules, Gate
 from seamless_jobserver.server.http import ClientGone, JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.routes import text_response
@@ -60,6 +61,8 @@ class Connections(unittest.TestCase):
             ("127.0.0.1", 0),
             lambda *args: self.answer(*args),
             self.activity,
+            gate=Gate(AccessRules(any_user=True)),
+            tls=None,
             max_connections=20,
             max_body=64 * 2**20,
         )

@@ -13,6 +13,10 @@ What keeps a connection honest:
   is closed after `IDLE_LIMIT`.
 - While a job runs, clients that are known to skip interim responses get ``102 Processing`` now and
   then (RFC 2518 §10.1): it resets their read timeout, which a long job would run into.
+- Who connects is checked before a byte of theirs is read, and each request before it is answered
+  (`server.access`).
+- With a certificate, a connection that begins like TLS is TLS. One in the clear is then served only
+  to the owner, as the kernel tells: the launcher, launched clients and our own workers are that.
 - So many connections are served at a time; further ones wait in the backlog to be accepted.
 - A head and its body leave in one ``send``, with Nagle's algorithm off.
 """
@@ -21,6 +25,7 @@ import contextlib
 import logging
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +36,7 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 from seamless_jobserver import http1
+from seamless_jobserver.server.access import Gate, Refused, Standing
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.routes import Response, text_response
 
@@ -45,6 +51,11 @@ PROCESSING_INTERVAL: Final = 20.0
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
+_HANDSHAKE_LIMIT: Final = 10.0
+_REFUSED_LIMIT: Final = 5.0
+"""Seconds for a client that is not let in to say something, and hear so."""
+_TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte of a TLS connection (RFC 8446 §5.1)."""
 _LINGER: Final = 1.0
 _CHUNK: Final = 256 * 1024
 
@@ -72,6 +83,8 @@ class JobHTTPServer(ThreadingHTTPServer):
         answer: Answerer,
         activity: Activity,
         *,
+        gate: Gate,
+        tls: ssl.SSLContext | None,
         max_connections: int,
         max_body: int,
     ) -> None:
@@ -80,6 +93,8 @@ class JobHTTPServer(ThreadingHTTPServer):
         `max_body` is in bytes. It can be small: a transformation names its buffers and does not
         hold them.
         """
+        self.gate = gate
+        self.tls = tls
         self.max_body = max_body
         self._room = threading.BoundedSemaphore(max_connections)
         self.address_family = socket.AddressFamily(family)
@@ -172,7 +187,12 @@ class JobHTTPServer(ThreadingHTTPServer):
 
     def _serve_connection(self, connection: socket.socket) -> None:
         try:
-            _Connection(connection, self).serve(self._answer, self._activity)
+            served = _Connection(connection, self)
+            if served.enter():
+                connection = served.socket
+                with self._lock:
+                    self._connections[threading.current_thread()] = connection
+                served.serve(self._answer, self._activity)
         except (OSError, ClientGone) as error:
             _log.debug("connection lost: %s", error)
         except Exception:  # noqa: BLE001 - one bad connection must not go unreported, or end us
@@ -196,15 +216,42 @@ class _Connection:
     """One connection, for the whole of its life in one thread."""
 
     def __init__(self, connection: socket.socket, server: JobHTTPServer) -> None:
-        self._socket = connection
+        self.socket = connection
         self._server = server
+        self._standing = Standing.ADMITTED
         self._buffer = bytearray()
         self._processing = b""
         self._next_processing = 0.0
 
+    def enter(self) -> bool:
+        """Find out who connects, and put TLS on where it is wanted; False when it ends here.
+
+        Raises OSError.
+        """
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._standing = self._server.gate.admit(self.socket)
+            if self._server.tls is not None:
+                self._secure(self._server.tls)
+        except Refused as refusal:
+            _log.info("a connection was refused: %s", refusal)
+            self.socket.settimeout(_REFUSED_LIMIT)
+            # A client hears an answer only once it has asked.
+            if self.socket.recv(_CHUNK):
+                self._refuse(refusal, head_only=False)
+            return False
+        return True
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        self.socket.settimeout(IDLE_LIMIT)
+        if self.socket.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+            self.socket.settimeout(_HANDSHAKE_LIMIT)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        elif self._standing is not Standing.OWNER:
+            raise Refused("426: This jobserver wants TLS: use https.", 426, Upgrade="TLS/1.2")
+
     def serve(self, answer: Answerer, activity: Activity) -> None:
         """Serve requests until either side has had enough. Raises OSError or `ClientGone`."""
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while self._await_request():
             with activity.ongoing():
                 try:
@@ -214,6 +261,12 @@ class _Connection:
                     self._write(refusal, keep_alive=False, head_only=False)
                     self._linger()
                     return
+                try:
+                    self._server.gate.check(head, self._standing)
+                except Refused as refusal:
+                    _log.info("a request was refused: %s", refusal)
+                    self._refuse(refusal, head_only=head.method == "HEAD")
+                    return
                 self._prepare_to_wait(head)
                 response = answer(head, body, self._wait)
                 keep_alive = head.keep_alive and not self._server.closing
@@ -221,12 +274,17 @@ class _Connection:
             if not keep_alive:
                 return
 
+    def _refuse(self, refusal: Refused, *, head_only: bool) -> None:
+        response = text_response(refusal.status, str(refusal), **refusal.fields)
+        self._write(response, keep_alive=False, head_only=head_only)
+        self._linger()
+
     def _await_request(self) -> bool:
         """Wait for the first byte of a request; False when none will come."""
         if not self._buffer and not self._server.closing:
-            self._socket.settimeout(IDLE_LIMIT)
+            self.socket.settimeout(IDLE_LIMIT)
             try:
-                self._buffer += self._socket.recv(_CHUNK)
+                self._buffer += self.socket.recv(_CHUNK)
             except TimeoutError:
                 return False
         return bool(self._buffer)
@@ -243,7 +301,7 @@ class _Connection:
         if expectations - {"100-continue"}:
             raise http1.MalformedMessage("an expectation that is not 100-continue", status=417)
         if expectations and head.version >= (1, 1) and len(self._buffer) < length:
-            self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         while len(self._buffer) < length:
             self._receive(deadline)
         body = bytes(memoryview(self._buffer)[:length])
@@ -273,9 +331,9 @@ class _Connection:
         left = deadline - time.monotonic()
         if left <= 0:
             raise http1.MalformedMessage("the request took too long to arrive", status=408)
-        self._socket.settimeout(left)
+        self.socket.settimeout(left)
         try:
-            data = self._socket.recv(_CHUNK)
+            data = self.socket.recv(_CHUNK)
         except TimeoutError:
             raise http1.MalformedMessage(
                 "the request took too long to arrive", status=408
@@ -298,10 +356,10 @@ class _Connection:
         now = time.monotonic()
         if now >= self._next_processing:
             if self._processing:
-                self._socket.settimeout(WRITE_LIMIT)
-                self._socket.sendall(self._processing)
+                self.socket.settimeout(WRITE_LIMIT)
+                self.socket.sendall(self._processing)
             self._next_processing = now + PROCESSING_INTERVAL
-        if _hung_up(self._socket) and not self._server.closing:
+        if self._client_gone() and not self._server.closing:
             raise ClientGone("it closed the connection before its job had ended")
         return min(1.0, self._next_processing - now)
 
@@ -312,8 +370,8 @@ class _Connection:
         message = http1.render_response(
             response.status, reason, fields, response.body, head_only=head_only
         )
-        self._socket.settimeout(WRITE_LIMIT)
-        self._socket.sendall(message)
+        self.socket.settimeout(WRITE_LIMIT)
+        self.socket.sendall(message)
 
     def _linger(self) -> None:
         """Take in what the client is still sending, for a moment.
@@ -321,15 +379,31 @@ class _Connection:
         Closing a socket with unread bytes resets the connection, and the reset can overtake the
         answer that says what was wrong (RFC 9112 §9.6).
         """
-        self._socket.shutdown(socket.SHUT_WR)
+        self.socket.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _LINGER
         while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+            self.socket.settimeout(left)
             try:
-                if not self._socket.recv(_CHUNK):
+                if not self.socket.recv(_CHUNK):
                     return
             except TimeoutError:
                 return
+
+    def _client_gone(self) -> bool:
+        if not isinstance(self.socket, ssl.SSLSocket):
+            return _hung_up(self.socket)
+        # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
+        if len(self._buffer) >= _CHUNK:
+            return False
+        self.socket.settimeout(0.0)
+        try:
+            data = self.socket.recv(_CHUNK)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:
+            return True
+        self._buffer += data
+        return not data
 
 
 def _hung_up(connection: socket.socket) -> bool:

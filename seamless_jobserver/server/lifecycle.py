@@ -22,6 +22,7 @@ import random
 import resource
 import secrets
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,14 @@ from typing import Final
 from seamless_jobserver import processtree
 from seamless_jobserver.errors import ShuttingDown, StartupError, WorkersUnavailable
 from seamless_jobserver.messages import WorkerProgram, WorkerSettings
+from seamless_jobserver.server.access import (
+    AccessRules,
+    Gate,
+    Network,
+    log_access,
+    make_tls,
+    read_password,
+)
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.guardian import Guardian
 from seamless_jobserver.server.http import Answerer, JobHTTPServer
@@ -79,6 +88,12 @@ class Settings:
     grace: float
     max_connections: int
     max_body: int
+    access: str
+    allow: tuple[Network, ...]
+    allow_host: tuple[str, ...]
+    password_file: Path | None
+    certfile: Path | None
+    keyfile: Path | None
 
 
 @dataclass(frozen=True)
@@ -151,13 +166,16 @@ def _serve(
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
         open_files = _allow_connections(settings.max_connections)
-        http = _listen(settings, routes.answer, activity)
+        gate = Gate(_access_rules(settings))
+        tls = make_tls(settings.certfile, settings.keyfile)
+        http = _listen(settings, routes.answer, activity, gate, tls)
         stack.callback(http.stop_accepting)
         http.start()
         if status_file is not None:
             status_file.write_running(http.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"Welcome to the Seamless jobserver on {host}:{http.port}", flush=True)  # noqa: T201
+        log_access(gate, settings.host, settings.address[1], http.port)
         processtree.become_subreaper()
         guardian = Guardian()
         stack.callback(guardian.close, _CLOSING)
@@ -197,6 +215,16 @@ def _await_reason(interrupts: "queue.SimpleQueue[_Reason]") -> _Reason:
             return interrupts.get(timeout=3600)
         except queue.Empty:
             continue
+
+
+def _access_rules(settings: Settings) -> AccessRules:
+    password = None if settings.password_file is None else read_password(settings.password_file)
+    return AccessRules(
+        any_user=settings.access == "any",
+        allow=settings.allow,
+        hosts=settings.allow_host,
+        password=password,
+    )
 
 
 def _allow_connections(count: int) -> int:
@@ -317,7 +345,13 @@ def _check_packages() -> None:
         )
 
 
-def _listen(settings: Settings, answer: Answerer, activity: Activity) -> JobHTTPServer:
+def _listen(
+    settings: Settings,
+    answer: Answerer,
+    activity: Activity,
+    gate: Gate,
+    tls: ssl.SSLContext | None,
+) -> JobHTTPServer:
     """Bind the first port that is free. Raises `StartupError` that names the ports."""
     family, address = settings.address
     ports = random.sample(settings.ports, len(settings.ports))
@@ -329,6 +363,8 @@ def _listen(settings: Settings, answer: Answerer, activity: Activity) -> JobHTTP
                 (address, port),
                 answer,
                 activity,
+                gate=gate,
+                tls=tls,
                 max_connections=settings.max_connections,
                 max_body=settings.max_body,
             )

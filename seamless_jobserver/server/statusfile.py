@@ -7,6 +7,7 @@ directory, then a rename, so that the launcher, which polls it, never sees half 
 import json
 import os
 import queue
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +47,7 @@ class StatusFile:
             else:
                 return None
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(_read_ours(path))
         except OSError as error:
             raise StartupError(f"status file {path} cannot be read: {error.strerror}") from None
         except ValueError as error:
@@ -106,3 +107,23 @@ class StatusFile:
             raise StartupError(
                 f"status file {self._path} cannot be replaced: {error.strerror}"
             ) from None
+
+
+def _read_ours(path: Path) -> bytes:
+    """Return the content of a file that is ours, or of the administrator.
+
+    What the file says decides where results go. In a directory that others can write to, such as
+    ``/tmp``, somebody else may have put a file or a link in the place of the launcher's. Raises
+    OSError, and `StartupError` for a file that is not to be trusted.
+    """
+    # O_NONBLOCK: opening a FIFO would wait for somebody to write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(file.fileno())
+        link = os.lstat(path)
+        owners = {facts.st_uid, link.st_uid}
+        if not stat.S_ISREG(facts.st_mode) or not owners <= {os.geteuid(), 0}:
+            raise StartupError(
+                f"status file {path} is not a file of yours: its owner is user {facts.st_uid}"
+            )
+        return file.read()

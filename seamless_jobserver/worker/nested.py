@@ -185,6 +185,8 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             return None  # the server is ending, or too busy to talk: here is always possible
         finally:
             await session.close()
+        if status == 403:
+            return None  # a machine that does not tell whose connections are whose
         if status not in (200, 202) or not text.startswith("{"):
             raise RuntimeError(text)
         payload: dict[str, Any] = json.loads(text)

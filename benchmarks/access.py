@@ -1,0 +1,67 @@
+"""What the check of the user costs: connections and kept-alive requests with it and without.
+
+``python benchmarks/access.py``; prints medians in milliseconds, of servers that take turns.
+"""
+
+import http.client
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.stack import Jobserver, temporary_directory
+
+ROUNDS = 3000
+
+
+def connect(port: int) -> float:
+    """Return the seconds that a request on a new connection takes."""
+    begun = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/healthcheck")
+    connection.getresponse().read()
+    connection.close()
+    return time.perf_counter() - begun
+
+
+def again(connection: http.client.HTTPConnection) -> float:
+    """Return the seconds that a further request on a connection takes."""
+    begun = time.perf_counter()
+    connection.request("GET", "/healthcheck")
+    connection.getresponse().read()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Measure and print."""
+    with temporary_directory() as directory:
+        servers = {
+            access: Jobserver(directory / access, {}, flags=("--access", access))
+            for access in ("owner", "any")
+        }
+        try:
+            kept = {
+                access: http.client.HTTPConnection("127.0.0.1", server.port)
+                for access, server in servers.items()
+            }
+            new: dict[str, list[float]] = {access: [] for access in servers}
+            further: dict[str, list[float]] = {access: [] for access in servers}
+            for _ in range(ROUNDS):
+                for access, server in servers.items():
+                    new[access].append(connect(server.port))
+                    further[access].append(again(kept[access]))
+            for name, figures in (("new connection", new), ("kept-alive request", further)):
+                owner, anybody = (1000 * statistics.median(figures[a]) for a in ("owner", "any"))
+                print(
+                    f"{name}: checked {owner:.3f} ms, unchecked {anybody:.3f} ms, "
+                    f"added {owner - anybody:.3f} ms"
+                )
+        finally:
+            for server in servers.values():
+                server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Who may connect, and what they may ask: the gate in front of every request.
+
+A jobserver runs whatever it is sent, as the user who started it. So, for each connection, once:
+
+- From this machine: only processes of the same user, as the kernel tells (`server.peer`). SSH
+  tunnels arrive as their user. Where the kernel cannot tell, nobody is let in.
+- From elsewhere: whom ``--allow`` names; everybody, when it names nobody.
+
+Then, for each request: whoever was not shown by the kernel to be the owner gives the password, if
+there is one. A request of a browser must come from a page of ours: any page of the internet can
+make a browser send requests to this port, and can give the port a name of its own (DNS rebinding).
+Browsers are known by fields that they always send and programs do not; what a program sends as
+``Host`` proves nothing, and a login node has more names than it knows.
+
+A refusal says why and what the owner can do, and nothing about this server or its files.
+"""
+
+import base64
+import enum
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import pwd
+import socket
+import ssl
+import stat
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from seamless_jobserver import http1
+from seamless_jobserver.errors import StartupError
+from seamless_jobserver.messages import NESTED_PATH
+from seamless_jobserver.server import peer
+
+_BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
+_OWN_SITES: Final = frozenset({"same-origin", "none"})
+_PASSWORD_LIMIT: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Standing(enum.Enum):
+    """What is known of the other end of a connection."""
+
+    OWNER = "owner"
+    """The kernel has shown that it is a process of our user."""
+    ADMITTED = "admitted"
+
+
+class Refused(Exception):
+    """A connection or request that is not let in, with the answer that it gets."""
+
+    def __init__(self, text: str, status: int = 403, **fields: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.fields = {name.replace("_", "-"): value for name, value in fields.items()}
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """What the command line asks for.
+
+    `any_user` switches the check of the user off; `allow` is empty for everybody; `hosts` are
+    names by which browsers may call this server beside its own.
+    """
+
+    any_user: bool = False
+    allow: tuple[Network, ...] = ()
+    hosts: tuple[str, ...] = ()
+    password: bytes | None = None
+
+
+class Gate:
+    """Decides. Any thread may ask it."""
+
+    def __init__(self, rules: AccessRules) -> None:
+        """Find out where the kernel tells who owns a socket; once, and say if it does not."""
+        self._rules = rules
+        self._source: peer.Source | None = None
+        self._user = os.geteuid()
+        self._hosts = _own_names() | {name.lower() for name in rules.hosts}
+        self._password = None if rules.password is None else _digest(rules.password)
+        if not rules.any_user:
+            try:
+                self._source = peer.find_source()
+            except peer.Unknown as reason:
+                _log.error(
+                    "connections from this machine are refused, because it does not tell whose "
+                    "they are (%s). --access any lets every user of this machine in",
+                    reason,
+                )
+
+    def admit(self, connection: socket.socket) -> Standing:
+        """Return what is known of a new connection. Raises `Refused`, or OSError."""
+        end = peer.Endpoint.of(connection.getpeername())
+        if peer.is_local(end.address, end.scope):
+            if self._rules.any_user:
+                return Standing.ADMITTED
+            self._check_user(connection)
+            return Standing.OWNER
+        if self._rules.allow and not any(end.address in network for network in self._rules.allow):
+            raise Refused(
+                "403: This jobserver takes no connections from your address. Its owner can allow "
+                "it with --allow."
+            )
+        return Standing.ADMITTED
+
+    def check(self, head: http1.RequestHead, standing: Standing) -> None:
+        """Return when a request may be answered. Raises `Refused`."""
+        self._check_browser(head)
+        if self._password is None or standing is Standing.OWNER:
+            return
+        if head.target.startswith(NESTED_PATH):
+            return  # our own workers, who have a password of their own there
+        if not hmac.compare_digest(_given_password(head), self._password):
+            raise Refused(
+                "401: This jobserver asks for a password: put it into the URL, as in "
+                "http://user:password@host:port.",
+                status=401,
+                WWW_Authenticate='Basic realm="seamless-jobserver", charset="UTF-8"',
+            )
+
+    def describe(self, host: str, address: str, port: int) -> str:
+        """Return one line on who can reach the server at an address, and as whom they act."""
+        name = _user_name(self._user)
+        reach = ipaddress.ip_address(address.partition("%")[0])
+        if self._rules.any_user:
+            local = "every user of this machine"
+        elif self._source is None:
+            local = "nobody on this machine"
+        else:
+            local = f"processes of {name} on this machine"
+        if reach.is_loopback:
+            return f"port {port} of {host} is open to {local}"
+        elsewhere = "everybody who can reach it from other machines"
+        if self._rules.allow:
+            elsewhere = " and ".join(map(str, self._rules.allow))
+        if self._password is not None:
+            elsewhere += ", with the password"
+        return (
+            f"port {port} of {host} is open to {local}, and to {elsewhere}: they can run code as "
+            f"{name}. Narrow it with --host 127.0.0.1, --allow CIDR or --password-file"
+        )
+
+    def exposed(self, address: str) -> bool:
+        """Whether anybody but the owner can get in without a password."""
+        if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            return self._rules.any_user and self._password is None
+        return self._password is None
+
+    def _check_user(self, connection: socket.socket) -> None:
+        if self._source is None:
+            raise Refused(
+                "403: This machine does not tell whose connection this is, so nobody is let in. "
+                "The owner of the jobserver can allow every user with --access any."
+            )
+        try:
+            user = peer.owner(connection, self._source)
+        except peer.Unknown:
+            raise Refused(
+                "403: The kernel does not say whose connection this is, so it is refused."
+            ) from None
+        if user != self._user:
+            raise Refused(
+                f"403: This jobserver runs code as its owner, and serves the owner's processes "
+                f"only; you are user {user}. Its owner can allow every user of this machine with "
+                "--access any."
+            )
+
+    def _check_browser(self, head: http1.RequestHead) -> None:
+        """Refuse what a browser sends for a page that is not ours (Fetch Metadata, RFC 6454)."""
+        fields = head.fields
+        agent = (fields.get("User-Agent") or "").startswith("Mozilla/")
+        if not agent and all(fields.get(name) is None for name in _BROWSER_FIELDS):
+            return
+        host = fields.get("Host")
+        if host is None or not self._is_ours(host):
+            raise Refused(
+                "403: This jobserver is not known by that name. Use its address, localhost, or "
+                "the name of its machine; its owner can add a name with --allow-host."
+            )
+        for site in fields.all("Sec-Fetch-Site"):
+            if site.strip().lower() not in _OWN_SITES:
+                raise Refused("403: A page of another site may not use this jobserver.")
+        for origin in fields.all("Origin"):
+            parts = urllib.parse.urlsplit(origin.strip())
+            if parts.scheme not in ("http", "https") or parts.netloc.lower() != host.lower():
+                raise Refused("403: A page of another site may not use this jobserver.")
+
+    def _is_ours(self, host: str) -> bool:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        try:
+            ipaddress.ip_address(name.partition("%")[0])
+        except ValueError:
+            return name.rstrip(".") in self._hosts
+        return True
+
+
+def read_password(path: Path) -> bytes:
+    """Return the password in the file at `path`, without the end of its line.
+
+    Raises `StartupError` when somebody else could read or change it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            facts = os.fstat(file.fileno())
+            password = file.read(_PASSWORD_LIMIT).rstrip(b"\r\n")
+    except OSError as error:
+        raise StartupError(f"--password-file {path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        raise StartupError(
+            f"--password-file {path} must be a file of yours that nobody else can read: "
+            f"chmod 600 {path}"
+        )
+    if not password:
+        raise StartupError(f"--password-file {path} is empty")
+    return password
+
+
+def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
+    """Return the context for TLS, or None without a certificate. Raises `StartupError`."""
+    if certfile is None:
+        if keyfile is not None:
+            raise StartupError("--keyfile needs --certfile beside it")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # Never asks for a passphrase: nobody would be there to give it.
+        context.load_cert_chain(certfile, keyfile, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise StartupError(
+            f"--certfile {certfile} and --keyfile {keyfile or certfile} cannot be used: {error}"
+        ) from None
+    return context
+
+
+def _own_names() -> set[str]:
+    name = socket.gethostname().lower()
+    names = {"localhost", name, name.partition(".")[0]}
+    try:
+        names.add(socket.getfqdn().lower())
+    except OSError:
+        return names
+    return names
+
+
+def _user_name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def _given_password(head: http1.RequestHead) -> bytes:
+    """Return the digest of the password that a request carries (RFC 7617), empty if none."""
+    scheme, _, credentials = (head.fields.get("Authorization") or "").partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        _, _, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return _digest(password)
+
+
+def _digest(password: bytes) -> bytes:
+    """Return a value of fixed length to compare, so that the time tells nothing of the length."""
+    return hashlib.sha256(password).digest()
+
+
+def log_access(gate: Gate, host: str, address: str, port: int) -> None:
+    """Say at start-up who can reach the server; loudly, when that is not the owner alone."""
+    line = gate.describe(host, address, port)
+    if gate.exposed(address):
+        _log.warning("OPEN: %s", line)
+    else:
+        _log.info("%s", line)
