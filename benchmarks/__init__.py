@@ -1,1 +1,1 @@
-"""Measures this jobserver beside upstream's and beside no server at all; see docs/performance.rst."""
+"""This jobserver measured beside upstream's, and beside no server at all (docs/performance.rst)."""

@@ -34,7 +34,8 @@ class Recipes:
 
     def pins(self, number: int) -> dict[str, Any]:
         """Return a job with so many small inputs, none of which was used before."""
-        return self.job(COUNT, **{f"pin{index}": self._number() for index in range(number)})
+        inputs: dict[str, Any] = {f"pin{index}": self._number() for index in range(number)}
+        return self.job(COUNT, **inputs)
 
     def through(self, size: int) -> dict[str, Any]:
         """Return a job that takes a buffer of so many new bytes, and gives back as many."""

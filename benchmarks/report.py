@@ -1,6 +1,6 @@
 """Results as a table for people and as a plot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,15 +99,15 @@ def _curve_rows(curve: Curve) -> Iterator[tuple[str, ...]]:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _ratio(value: float | None) -> str:
-    return "–" if value is None or value < 0 else f"{value:.2f} ×"
+    return "-" if value is None or value < 0 else f"{value:.2f}"
 
 
-def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _grid(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     bar = "  ".join("=" * width for width in widths)
 
