@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tests.stack import Store, run_request
 
-ADD: Final = "def f(a, b):\n    return a + b\n"
+ADD: Final = "def f(a, b, c, d):\n    return a + b + c + d\n"
 COUNT: Final = "def f(**pins):\n    return len(pins)\n"
 STRETCH: Final = "def f(data, tag):\n    return str(tag).encode() + data.content\n"
 LENGTH: Final = "def f(data, tag):\n    return len(data.content) + tag\n"
@@ -29,8 +29,9 @@ class Recipes:
         self._numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
 
     def small(self, count: int) -> list[dict[str, Any]]:
-        """Return small Python jobs with two small inputs each."""
-        return [self.job(ADD, a=self._number(), b=self._number()) for _ in range(count)]
+        """Return small Python jobs with one code and four small inputs each, all new."""
+        number = self._number
+        return [self.job(ADD, a=number(), b=number(), c=number(), d=number()) for _ in range(count)]
 
     def pins(self, number: int) -> dict[str, Any]:
         """Return a job with so many small inputs, none of which was used before."""

@@ -10,7 +10,7 @@ import_seamless_remote()
 
 import seamless  # noqa: E402
 
-from seamless_jobserver.worker.inputcache import InputCache  # noqa: E402
+from seamless_jobserver.worker.inputcache import MOST, InputCache  # noqa: E402
 
 KILO = 1024
 
@@ -25,7 +25,8 @@ class Keeping(unittest.TestCase):
         cache = InputCache(100 * KILO)
         checksum, buffer = make("a")
         cache.keep(checksum, buffer)
-        self.assertIs(cache.get(checksum), buffer)
+        self.assertIs(cache.get(checksum).content, buffer.content)
+        self.assertEqual(cache.get(checksum).get_checksum().hex(), checksum)
         self.assertIsNone(cache.get("0" * 64))
 
     def test_the_least_recently_used_goes_first(self):
@@ -79,6 +80,14 @@ class Keeping(unittest.TestCase):
         cache.forget(checksum)
         self.assertIsNone(cache.get(checksum))
         self.assertEqual(cache.size, 0)
+
+    def test_the_number_of_buffers_is_bounded_too(self):
+        cache = InputCache(10**9)
+        entries = [make(str(number), size=1) for number in range(MOST + 5)]
+        for entry in entries:
+            cache.keep(*entry)
+        kept = [checksum for checksum, _ in entries if cache.get(checksum)]
+        self.assertEqual(kept, [checksum for checksum, _ in entries[5:]])
 
     def test_holdings_names_the_large_buffers_only(self):
         cache = InputCache(100 * KILO)

@@ -104,11 +104,9 @@ class Staging:
     def _fetch_near(self, checksums: set[str]) -> dict[str, seamless.Buffer]:
         """Return those that are in the cache or a read folder, which takes no server."""
         near = {}
-        registry = get_buffer_cache()
         for checksum in checksums:
             buffer = self._cache.get(checksum)
             if buffer is not None:
-                registry.register(buffer.get_checksum(), buffer, size=len(buffer))
                 near[checksum] = buffer
         rest = [checksum for checksum in checksums if checksum not in near]
         for checksum, found in zip(rest, self._folders.read(rest), strict=True):
