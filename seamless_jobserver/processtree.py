@@ -85,6 +85,15 @@ def children(pid: int) -> set[int]:
     return _scanned_children(pid) if listed is None else listed
 
 
+def has_children() -> bool:
+    """Whether this process has any children, zombies included: one system call, no look around."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def reap(pid: int) -> None:
     """Collect the exit status of a child that was killed; one that is no child is left alone."""
     try:

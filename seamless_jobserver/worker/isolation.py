@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from seamless_jobserver.processtree import children
+from seamless_jobserver.processtree import children, has_children
 from seamless_jobserver.worker.measure import read_memory
 
 GROWTH_LIMIT: Final = 512 * 1024 * 1024
@@ -175,6 +175,8 @@ class Surroundings:
         return None
 
     def _check_children(self) -> str | None:
+        if not has_children():
+            return None
         left = [pid for pid in children(os.getpid()) if not _is_harmless(pid)]
         return f"a job left {len(left)} processes behind" if left else None
 
