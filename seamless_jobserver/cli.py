@@ -26,7 +26,10 @@ _RESOLVER_LIMIT: Final = 10.0
 
 
 class _Option(NamedTuple):
-    """A setting: its flag without dashes, how its text is read, and what the help says."""
+    """A setting: its flag without dashes, how its text is read, and what the help says.
+
+    Without a `metavar` it is a switch, which is off unless it is given; its variable says 1 or 0.
+    """
 
     name: str
     convert: Callable[[str], Any]
@@ -65,6 +68,45 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _seconds_or_zero(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in _UNITS:
+        number, unit = text, ""
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise ValueError(f"{text!r} is not a size: use a number of bytes, or 500M, or 16G")
+    return int(number) * _UNITS[unit]
+
+
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _size_or_zero(text: str) -> int:
+    return 0 if text == "0" else _size(text)
+
+
+def _switch(text: str) -> bool:
+    word = text.lower()
+    if word not in _SWITCH:
+        raise ValueError(f"{text!r} is neither yes nor no: use 1 or 0")
+    return _SWITCH[word]
+
+
+_SWITCH: Final = {
+    **dict.fromkeys(("1", "yes", "true", "on"), True),
+    **dict.fromkeys(("0", "no", "false", "off"), False),
+}
+
+
 def _text(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("it is empty, or holds a NUL")
@@ -99,12 +141,75 @@ OPTIONS: Final = (
         "end after this time without a request or a running job (default: never)",
     ),
     _Option("workers", _workers, ("N",), "1", "worker processes, each running one job at a time"),
+    _Option(
+        "input-timeout",
+        _seconds,
+        ("SECONDS",),
+        "60",
+        "how long a job waits for an input that its client has promised, or for a store that is "
+        "away",
+    ),
+    _Option(
+        "store-timeout",
+        _seconds,
+        ("SECONDS",),
+        "600",
+        "how long a computed result is offered to a store that does not take it, before it is "
+        "kept in a file",
+    ),
+    _Option(
+        "cache-size",
+        _size_or_zero,
+        ("SIZE",),
+        "256M",
+        "how much of their inputs each worker keeps for further jobs; 0: nothing",
+    ),
+    _Option(
+        "job-timeout", _seconds, ("SECONDS",), None, "end a job that takes longer (default: none)"
+    ),
+    _Option(
+        "memory-limit",
+        _size,
+        ("SIZE",),
+        None,
+        "end a job whose worker, with all that it has started, uses more memory, for instance 16G "
+        "(default: none)",
+    ),
+    _Option(
+        "reclaim-canceled",
+        _switch,
+        (),
+        None,
+        "end the process of a running job that is canceled, instead of letting it finish unheard",
+    ),
+    _Option(
+        "grace",
+        _seconds_or_zero,
+        ("SECONDS",),
+        "5",
+        "at the end, how long running jobs may go on",
+    ),
+    _Option(
+        "max-connections",
+        _count,
+        ("N",),
+        "1024",
+        "connections served at a time; more than that wait to be accepted",
+    ),
+    _Option("max-body", _size, ("SIZE",), "64M", "largest body of a request"),
 )
+_COMMANDS: Final = {"upload": "seamless_jobserver.upload"}
+"""Words that stand where an option could, and the modules whose `main` they run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments`, by default those of the process; return its exit code."""
-    values = _parse(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _COMMANDS:
+        import importlib
+
+        return int(importlib.import_module(_COMMANDS[given[0]]).main(given[1:]))
+    values = _parse(given)
     # Imported here, because every spawned worker imports this module.
     import logging
 
@@ -118,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
     )
-    return run(Settings(**values), WorkerProgram(entry.warm_up, entry.run_job))
+    return run(Settings(**values), WorkerProgram(entry.warm_up, entry.run_job, entry.record_result))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,7 +233,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the fields of `Settings`. Exits with 2 when a value makes no sense."""
     parser = _make_parser()
     given = vars(parser.parse_args(arguments))
@@ -169,14 +274,20 @@ def _make_parser() -> argparse.ArgumentParser:
         "Normally seamless-config launches it; started by hand, it needs a status file that "
         "names the hashserver and the database.",
         epilog="Each option can also be set by an environment variable, for instance "
-        f"{OPTIONS[-1].variable}=4 for --{OPTIONS[-1].name} 4 and "
-        f'{OPTIONS[1].variable}="5500 5600" for --{OPTIONS[1].name} 5500 5600. '
-        "An option on the command line wins.",
+        f"{ENVIRONMENT}WORKERS=4 for --workers 4, "
+        f'{ENVIRONMENT}PORT_RANGE="5500 5600" for --port-range 5500 5600, and '
+        f"{ENVIRONMENT}RECLAIM_CANCELED=1 for --reclaim-canceled. An option on the command line "
+        "wins. Further commands: seamless-jobserver upload --help.",
     )
     parser.add_argument("--version", action="version", version=f"seamless-jobserver {__version__}")
     ports = parser.add_mutually_exclusive_group()
     for option in OPTIONS:
         where = ports if option.name.startswith("port") else parser
+        if not option.metavar:
+            where.add_argument(
+                f"--{option.name}", action="store_const", const=["1"], help=option.help
+            )
+            continue
         where.add_argument(
             f"--{option.name}",
             metavar=option.metavar if len(option.metavar) > 1 else option.metavar[0],
@@ -190,7 +301,7 @@ def _from_environment(option: _Option) -> list[str] | None:
     text = os.environ.get(option.variable)
     if text is None or not text.strip():
         return None if option.default is None else [option.default]
-    if len(option.metavar) == 1:
+    if len(option.metavar) < 2:
         return [text.strip()]
     words = text.replace("-", " ").replace(",", " ").split()
     if len(words) != len(option.metavar):
@@ -200,9 +311,9 @@ def _from_environment(option: _Option) -> list[str] | None:
 
 def _convert(option: _Option, words: list[str] | None) -> Any:
     if words is None:
-        return None
+        return None if option.metavar else False
     converted = [option.convert(word) for word in words]
-    return converted[0] if len(option.metavar) == 1 else tuple(converted)
+    return tuple(converted) if len(option.metavar) > 1 else converted[0]
 
 
 def _ports(port: int | None, port_range: tuple[int, int] | None) -> range:

@@ -35,17 +35,31 @@ class WorkerSettings:
 
     `clients` is the ``parameters`` object of the status file: the store and the database. `server`
     is the URL at which the server hears its workers, with the password that shows that they are
-    its own; `workers` is how many there are.
+    its own; `workers` is how many there are, and `slot` the number of this one. `input_timeout` is
+    for how many seconds a job waits for inputs that a client has promised, or for a store that is
+    away; `store_timeout` for how many a computed result is offered to a store that does not take
+    it. `cache_size` is how many bytes of inputs are kept from job to job. `open_files` is the soft
+    limit on open files that the server was started with, for the jobs to find.
     """
 
     clients: dict[str, Any]
     record: bool
     server: str
     workers: int
+    input_timeout: float
+    store_timeout: float
+    open_files: int
+    cache_size: int
+    slot: int = 0
 
 
 NESTED_PATH: Final = "/nested-transformation"
-"""Where a worker asks the server to run a transformation in another slot; 204: none is free."""
+"""Where a worker asks the server to run a transformation that its job wants.
+
+It sends ``GET /SLOT`` below this path, with the number of its own slot. The answer is that of a
+run, or 202 with ``{"host": NUMBER}``: no slot is free, run it yourself. It then reports, by
+``POST``, ``/NUMBER/started`` when it does, and ``/NUMBER/ended`` with the outcome as JSON.
+"""
 
 
 class Ending(enum.Enum):
@@ -56,8 +70,10 @@ class Ending(enum.Enum):
     FAILED = "failed"
     """The code of the job raised, or asked for what cannot be."""
     INPUT_MISSING = "input missing"
+    INPUT_UNDELIVERED = "input undelivered"
+    """A client promised an input and did not send it."""
     STORE_FAILED = "store failed"
-    """The result was computed, but the store did not take it."""
+    """The store did not give an input, or did not take the result."""
     CRASHED = "crashed"
     """The worker process died under the job."""
     CANCELED = "canceled"
@@ -71,8 +87,8 @@ class Outcome:
 
     `result_checksum` comes with `Ending.RESULT`, `marker` with `Ending.REMOTE_JOB_WRITTEN`;
     `message` is what the caller is told in every other case. `runtime` is the ``record_runtime``
-    of protocol.md, and `extra` the further fields of an answer in record mode. `retire` says why
-    the worker should not run another job, when it should not.
+    of protocol.md, and `extra` the further fields of an answer in record mode. `remark` is for the
+    server's log. `retire` says why the worker should not run another job, when it should not.
     """
 
     ending: Ending
@@ -81,20 +97,33 @@ class Outcome:
     message: str = ""
     runtime: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    remark: str | None = None
     retire: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` makes an equal outcome of."""
+        return {**vars(self), "ending": self.ending.value}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Outcome":
+        """Return the outcome of which `fields` is the JSON."""
+        return cls(**{**fields, "ending": Ending(fields["ending"])})
 
 
 @dataclass(frozen=True)
 class WorkerProgram:
-    """What a worker process runs: two module-level functions, pickled by name.
+    """What a worker process runs: module-level functions, pickled by name.
 
-    `warm_up` is called once and returns None, or why the process cannot be a worker; `run_job`
-    is called for each job, with a path at which it creates a file for what the job prints.
-    Neither raises.
+    `warm_up` is called once, with the path of the file for the worker's `Phase`, and returns None,
+    or why the process cannot be a worker. `run_job` is called for each job, with a path at which it
+    creates a file for what the job prints, and the seconds that it may wait for its inputs.
+    `record_result` is called with a transformation's checksum and its result's when nobody is left
+    who would tell the database, and returns None, or why that failed. None of them raises.
     """
 
-    warm_up: Callable[[WorkerSettings], str | None]
-    run_job: Callable[[RunRequest, str], Outcome]
+    warm_up: Callable[[WorkerSettings, str], str | None]
+    run_job: Callable[[RunRequest, str, float], Outcome]
+    record_result: Callable[[str, str], str | None]
 
 
 CANCELED = Outcome(Ending.CANCELED, message="Transformation was canceled")

@@ -126,6 +126,38 @@ def kill_tree(root: ProcessId, *, spare_root: bool = False) -> set[int]:
     return refused
 
 
+def terminate_tree(root: ProcessId) -> None:
+    """Ask `root` and every process below it to end (SIGTERM)."""
+    if root.alive:
+        _signal([*descendants(root.pid), root.pid], signal.SIGTERM, set())
+
+
+class Memory(NamedTuple):
+    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
+
+    resident: int
+    peak: int
+    files: int
+
+
+def read_memory(pid: int | str = "self") -> Memory:
+    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return Memory(0, 0, 0)  # it has ended since it was listed
+    return Memory(*(_amount(status, name) for name in (b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:")))
+
+
+def tree_memory(pid: int) -> int:
+    """Return the bytes that a process and all below it have in memory, without mapped files."""
+    together = 0
+    for one in (pid, *descendants(pid)):
+        memory = read_memory(one)
+        together += memory.resident - memory.files
+    return together
+
+
 def guard(commands: TextIO) -> None:
     """Run the guardian: keep the watch list that `commands` describes, and act at its end."""
     watched: set[ProcessId] = set()
@@ -182,6 +214,12 @@ def _scanned_children(pid: int) -> set[int]:
             if stat is not None and stat.parent == pid:
                 found.add(int(name))
     return found
+
+
+def _amount(status: bytes, name: bytes) -> int:
+    # Not line by line: there are sixty of them.
+    start = status.find(name)
+    return int(status[start + len(name) :].split(None, 1)[0]) * 1024 if start >= 0 else 0
 
 
 def _read(path: str) -> bytes:

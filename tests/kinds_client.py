@@ -259,7 +259,8 @@ def local(_directory):
 @kind
 def write_remote_job(directory):
     run = delayed("cat infile > RESULT", language="bash")
-    run.args.infile = "content\n"
+    # A run for another directory may still be under way, and would be joined.
+    run.args.infile = f"content for {directory}\n"
     target = directory / "written"
     run.meta = {**run.meta, "write_remote_job": str(target)}
     run().compute()

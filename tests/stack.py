@@ -55,6 +55,33 @@ def read_json(path: Path) -> Any:
         return {}
 
 
+class ClientHung(Exception):
+    """A client that did not end in time; the message shows where each of its threads was."""
+
+
+def run_client(
+    argv: list[str], directory: Path, *, timeout: float, env: dict[str, str] | None = None
+) -> str:
+    """Run a client and return what it printed. Raises `ClientHung`."""
+    process = subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        cwd=directory,
+        env={**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # which faulthandler answers with all stacks
+        output, _ = process.communicate(timeout=PATIENCE)
+        raise ClientHung(f"{argv[:2]} hung for {timeout:g} s:\n{output}") from None
+    return output
+
+
 class Service:
     """A process that takes a status file, reports its port there, and logs to a file."""
 

@@ -56,7 +56,12 @@ class Connections(unittest.TestCase):
         self.activity = Activity()
         before = set(threading.enumerate())
         self.server = JobHTTPServer(
-            socket.AF_INET, ("127.0.0.1", 0), lambda *args: self.answer(*args), self.activity
+            socket.AF_INET,
+            ("127.0.0.1", 0),
+            lambda *args: self.answer(*args),
+            self.activity,
+            max_connections=20,
+            max_body=64 * 2**20,
         )
         self.server.start()
         self.addCleanup(lambda: self.assertEqual(set(threading.enumerate()) - before, set()))

@@ -4,10 +4,9 @@ import gzip
 import hashlib
 import json
 import os
-import subprocess
 import sys
 
-from tests.stack import ROOT, Jobserver
+from tests.stack import ROOT, ClientHung, Jobserver, run_client
 from tests.test_running import IDENTITY, MEGABYTE, OnAStore
 
 # What `kinds_client` must print for each kind: a value, or a part of an exception's text.
@@ -51,7 +50,8 @@ class KindsSuite(OnAStore):
     def setUpClass(cls):
         super().setUpClass()
         parameters = cls.store.parameters(read_folder=cls.read_folder)
-        cls.server = Jobserver(cls.directory / "shared", parameters, workers=2)
+        flags = ("--input-timeout", "20")  # for inputs that a client has lost
+        cls.server = Jobserver(cls.directory / "shared", parameters, workers=2, flags=flags)
         cls.addClassCleanup(cls.server.stop)
         cls.given = {
             "parameters": parameters,
@@ -70,28 +70,29 @@ class KindsSuite(OnAStore):
         """Run the client for a kind.
 
         A client whose store was given to it, and not launched, can wait for itself for ever
-        (seamless-remote 0.4.0, a flush on a running loop). It is started again then.
+        (seamless-remote 0.4.0, a flush on a running loop), or lose an input that it has promised
+        (protocol.md, promises). It is started again then.
         """
         for attempt in range(3):
             folder = self.directory / f"client-{kind}-{attempt}"
             folder.mkdir()
-            given = json.dumps({**self.given, "directory": str(folder)})
+            given = json.dumps({**self.given, "directory": str(folder), "attempt": attempt})
+            client = str(ROOT / "tests" / "kinds_client.py")
             try:
-                result = subprocess.run(
-                    [sys.executable, str(ROOT / "tests" / "kinds_client.py"), given, kind],
-                    capture_output=True,
-                    text=True,
-                    timeout=75,
-                    cwd=folder,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
+                output = run_client([sys.executable, client, given, kind], folder, timeout=75)
+            except ClientHung as hung:
+                print(hung, file=sys.stderr)
                 continue
-            for line in result.stdout.splitlines():
+            for line in output.splitlines():
                 if line.startswith("OUTCOME "):
-                    return json.loads(line.removeprefix("OUTCOME "))
-            self.fail(result.stderr)
-        raise AssertionError("the client has hung three times")
+                    outcome = json.loads(line.removeprefix("OUTCOME "))
+                    break
+            else:
+                self.fail(output)
+            if "Input not delivered" not in str(outcome):
+                return outcome
+            print(self.store.log()[-5000:], file=sys.stderr)
+        raise AssertionError("three clients have hung, or lost an input that they had promised")
 
 
 def _one_test_a_kind(suite):

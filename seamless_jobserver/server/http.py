@@ -13,6 +13,7 @@ What keeps a connection honest:
   is closed after `IDLE_LIMIT`.
 - While a job runs, clients that are known to skip interim responses get ``102 Processing`` now and
   then (RFC 2518 §10.1): it resets their read timeout, which a long job would run into.
+- So many connections are served at a time; further ones wait in the backlog to be accepted.
 - A head and its body leave in one ``send``, with Nagle's algorithm off.
 """
 
@@ -33,8 +34,6 @@ from seamless_jobserver import http1
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.routes import Response, text_response
 
-MAX_BODY: Final = 64 * 1024 * 1024
-"""Bytes of a request body: a transformation names its buffers and does not hold them."""
 REQUEST_LIMIT: Final = 30.0
 """Seconds from the first byte of a request to its last."""
 IDLE_LIMIT: Final = 75.0
@@ -45,6 +44,7 @@ PROCESSING_INTERVAL: Final = 20.0
 """Seconds between interim responses; far below any read timeout that makes sense."""
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
+_ROOM_INTERVAL: Final = 0.1
 _LINGER: Final = 1.0
 _CHUNK: Final = 256 * 1024
 
@@ -66,9 +66,22 @@ class JobHTTPServer(ThreadingHTTPServer):
     request_queue_size = BACKLOG
 
     def __init__(
-        self, family: int, address: tuple[Any, ...], answer: Answerer, activity: Activity
+        self,
+        family: int,
+        address: tuple[Any, ...],
+        answer: Answerer,
+        activity: Activity,
+        *,
+        max_connections: int,
+        max_body: int,
     ) -> None:
-        """Bind and listen. Raises OSError when the address cannot be had."""
+        """Bind and listen. Raises OSError when the address cannot be had.
+
+        `max_body` is in bytes. It can be small: a transformation names its buffers and does not
+        hold them.
+        """
+        self.max_body = max_body
+        self._room = threading.BoundedSemaphore(max_connections)
         self.address_family = socket.AddressFamily(family)
         self._answer = answer
         self._activity = activity
@@ -124,6 +137,20 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._join(time.monotonic() + 1.0)
         return len(self._snapshot())
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection once there is room for it (socketserver.BaseServer).
+
+        Refusing would be worse: clients repeat what is refused, at once. What is not accepted
+        waits in the backlog. Raises OSError, which the base class takes for "none this time".
+        """
+        if not self._room.acquire(timeout=_ROOM_INTERVAL):
+            raise OSError("no room for another connection")
+        try:
+            return super().get_request()
+        except BaseException:
+            self._room.release()
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a new connection in a thread of its own (socketserver.BaseServer)."""
         thread = threading.Thread(
@@ -141,6 +168,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             with self._lock:
                 del self._connections[thread]
             self.shutdown_request(request)
+            self._room.release()
 
     def _serve_connection(self, connection: socket.socket) -> None:
         try:
@@ -153,6 +181,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             self.shutdown_request(connection)
             with self._lock:
                 self._connections.pop(threading.current_thread(), None)
+            self._room.release()
 
     def _snapshot(self) -> dict[threading.Thread, socket.socket]:
         with self._lock:
@@ -206,8 +235,10 @@ class _Connection:
         deadline = time.monotonic() + REQUEST_LIMIT
         head = http1.parse_request_head(self._read_head(deadline))
         length = http1.request_body_length(head.fields)
-        if length > MAX_BODY:
-            raise http1.MalformedMessage(f"a body of over {MAX_BODY} bytes", status=413)
+        if length > self._server.max_body:
+            raise http1.MalformedMessage(
+                f"a body of over {self._server.max_body} bytes", status=413
+            )
         expectations = head.fields.tokens("Expect")
         if expectations - {"100-continue"}:
             raise http1.MalformedMessage("an expectation that is not 100-continue", status=417)

@@ -16,6 +16,10 @@ execution when their results are interchangeable: a job that stores its result s
 that only wants the checksum (``scratch``), not the other way round. A request that insists on its
 envelope (``strict_dunder``) is refused when a job with another envelope is under way, which is
 the rule of Seamless's own client.
+
+A job that another job asks for is *hosted* when it runs inside the process that asked. It never is
+in the queue, and others can join it only once it runs: its host may be busy with something that
+waits for just those others.
 """
 
 import enum
@@ -82,14 +86,19 @@ class IllegalMove(Exception):
 class Job:
     """One execution. `number` counts from 1 and is never used again; `outcome` comes at the end.
 
-    `retries` counts how often it went back to the queue.
+    `retries` counts how often it went back to the queue, `waiters` the callers that wait for it
+    now. `nested` says that only other jobs have asked for it, and `host` is the number of the slot
+    in whose process it is hosted, if it is.
     """
 
     number: int
     request: RunRequest
     envelope: str
+    nested: bool = False
+    host: int | None = None
     state: State = State.QUEUED
     retries: int = 0
+    waiters: int = 0
     outcome: Outcome | None = None
 
     @property
@@ -105,24 +114,40 @@ class JobTable:
         self._count = 0
         self._active: dict[str, list[Job]] = {}
         self._queue: OrderedDict[int, Job] = OrderedDict()
+        self._hosted: dict[int, Job] = {}
         self._ended: OrderedDict[str, State] = OrderedDict()
 
-    def join_or_add(self, request: RunRequest) -> tuple[Job, bool]:
+    def join_or_add(self, request: RunRequest, *, nested: bool = False) -> tuple[Job, bool]:
         """Return the job for `request` and whether it is new, and then at the end of the queue.
 
-        Raises `EnvelopeConflict`.
+        `nested` says that a job asks for it. Raises `EnvelopeConflict`.
         """
-        envelope = _envelope(request)
+        own = envelope(request)
         for job in self._active.get(request.checksum, ()):
-            if request.strict_dunder and job.envelope != envelope:
+            if request.strict_dunder and job.envelope != own:
                 raise EnvelopeConflict(request.checksum)
+            if job.host is not None and job.state is State.QUEUED:
+                continue
             if request.scratch or not job.request.scratch:
+                job.nested = job.nested and nested
                 return job, False
-        self._count += 1
-        job = Job(self._count, request, envelope)
-        self._active.setdefault(request.checksum, []).append(job)
+        job = self._add(Job(0, request, own, nested=nested))
         self._queue[job.number] = job
         return job, True
+
+    def add_hosted(self, request: RunRequest, host: int) -> Job:
+        """Return a new job that will run in the process of the slot numbered `host`."""
+        job = self._add(Job(0, request, envelope(request), nested=True, host=host))
+        self._hosted[job.number] = job
+        return job
+
+    def hosted(self, host: int) -> list[Job]:
+        """Return the jobs that are under way in the process of the slot numbered `host`."""
+        return [job for job in self._hosted.values() if job.host == host]
+
+    def hosted_job(self, number: int) -> Job | None:
+        """Return the hosted job with a number while it is under way, else None."""
+        return self._hosted.get(number)
 
     def running(self, request: RunRequest) -> Job | None:
         """Return a job that runs, and whose result would serve `request` too."""
@@ -164,9 +189,16 @@ class JobTable:
             return job.state
         return self._ended.get(checksum)
 
+    def _add(self, job: Job) -> Job:
+        self._count += 1
+        job.number = self._count
+        self._active.setdefault(job.checksum, []).append(job)
+        return job
+
     def _forget(self, job: Job) -> None:
         group = self._active[job.checksum]
         group.remove(job)
+        self._hosted.pop(job.number, None)
         if not group:
             del self._active[job.checksum]
         self._ended[job.checksum] = job.state
@@ -175,6 +207,6 @@ class JobTable:
             self._ended.popitem(last=False)
 
 
-def _envelope(request: RunRequest) -> str:
+def envelope(request: RunRequest) -> str:
     """Return what `strict_dunder` compares: the dunder and ``scratch``, in one canonical form."""
     return json.dumps([request.dunder, request.scratch], sort_keys=True)

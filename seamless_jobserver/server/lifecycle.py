@@ -19,6 +19,7 @@ import importlib.util
 import logging
 import queue
 import random
+import resource
 import secrets
 import signal
 import sys
@@ -39,12 +40,12 @@ from seamless_jobserver.server.http import Answerer, JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.routes import Routes
-from seamless_jobserver.server.service import Service
+from seamless_jobserver.server.service import Policy, Service
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 
-GRACE: Final = 3.0
-"""Seconds for running jobs to end; the launcher sends a second signal after 5."""
+_DESCRIPTORS: Final = 256
+"""Open files that the server needs beside those for its connections."""
 _CLOSING: Final = 5.0
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PACKAGES: Final = {
@@ -59,7 +60,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for. `ports` are tried in random order; 0 is any free one."""
+    """What the command line asks for: times in seconds, sizes in bytes, None for no limit.
+
+    `ports` are tried in random order; 0 is any free one.
+    """
 
     host: str
     address: tuple[int, str]
@@ -67,6 +71,15 @@ class Settings:
     workers: int
     timeout: float | None
     status_file: Path | None
+    input_timeout: float
+    store_timeout: float
+    cache_size: int
+    job_timeout: float | None
+    memory_limit: int | None
+    reclaim_canceled: bool
+    grace: float
+    max_connections: int
+    max_body: int
 
 
 @dataclass(frozen=True)
@@ -128,10 +141,17 @@ def _serve(
         stack.callback(bridge.close, _CLOSING)
         output = JobOutput()
         stack.callback(output.close)
-        service = Service(record=record, output=output, activity=activity)
+        policy = Policy(
+            record=record,
+            input_timeout=settings.input_timeout,
+            reclaim_canceled=settings.reclaim_canceled,
+            job_timeout=settings.job_timeout,
+        )
+        service = Service(policy=policy, output=output, activity=activity)
         password = secrets.token_urlsafe(32)
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
+        open_files = _allow_connections(settings.max_connections)
         http = _listen(settings, routes.answer, activity)
         stack.callback(http.stop_accepting)
         http.start()
@@ -144,15 +164,20 @@ def _serve(
         stack.callback(guardian.close, _CLOSING)
         make_slots = functools.partial(
             _make_slots,
-            settings.workers,
+            settings,
             program,
             WorkerSettings(
                 clients=parameters,
                 record=record,
                 server=f"http://worker:{password}@{_local_address(http)}",
                 workers=settings.workers,
+                input_timeout=settings.input_timeout,
+                store_timeout=settings.store_timeout,
+                open_files=open_files,
+                cache_size=settings.cache_size,
             ),
             guardian,
+            output,
             interrupts,
         )
         bridge.submit(service.start(make_slots)).result(_CLOSING)
@@ -163,7 +188,7 @@ def _serve(
             stack.callback(timer.close)
         reason = _await_reason(interrupts)
         _log.info("ending: %s", reason.text)
-        _end(http, bridge, service, interrupts, reason)
+        _end(http, bridge, service, interrupts, reason, settings.grace)
     _log.info("ended")
     return reason
 
@@ -176,18 +201,48 @@ def _await_reason(interrupts: "queue.SimpleQueue[_Reason]") -> _Reason:
             continue
 
 
+def _allow_connections(count: int) -> int:
+    """Raise the limit on open files for `count` connections; return what it was before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            _log.warning(
+                "only %d files may be open here (ulimit -Hn), too few for %d connections: choose "
+                "--max-connections %d",
+                allowed,
+                count,
+                max(1, allowed - _DESCRIPTORS),
+            )
+    return soft
+
+
 def _make_slots(
-    count: int,
+    settings: Settings,
     program: WorkerProgram,
-    settings: WorkerSettings,
+    worker_settings: WorkerSettings,
     guardian: Guardian,
+    output: JobOutput,
     interrupts: "queue.SimpleQueue[_Reason]",
     freed: Callable[[], None],
+    buried: Callable[[int], None],
 ) -> Slots:
     def exhausted(cause: str) -> None:
         interrupts.put(_Reason(f"no worker can be started: {cause}", failure=True))
 
-    return Slots(count, program, settings, guardian, freed=freed, exhausted=exhausted)
+    return Slots(
+        settings.workers,
+        program,
+        worker_settings,
+        guardian,
+        memory_limit=settings.memory_limit,
+        new_path=output.new_path,
+        freed=freed,
+        buried=buried,
+        exhausted=exhausted,
+    )
 
 
 def _end(
@@ -196,12 +251,13 @@ def _end(
     service: Service,
     interrupts: "queue.SimpleQueue[_Reason]",
     reason: _Reason,
+    grace: float,
 ) -> None:
     http.stop_accepting()
     refusal = WorkersUnavailable(reason.text) if reason.failure else ShuttingDown()
     bridge.submit(service.refuse(refusal)).result(_CLOSING)
-    ending = bridge.submit(service.close(GRACE))
-    deadline = time.monotonic() + GRACE
+    ending = bridge.submit(service.close(grace))
+    deadline = time.monotonic() + grace
     while time.monotonic() < deadline:
         try:
             ending.result(timeout=0.05)
@@ -270,7 +326,14 @@ def _listen(settings: Settings, answer: Answerer, activity: Activity) -> JobHTTP
     taken = 0
     for port in ports:
         try:
-            return JobHTTPServer(family, (address, port), answer, activity)
+            return JobHTTPServer(
+                family,
+                (address, port),
+                answer,
+                activity,
+                max_connections=settings.max_connections,
+                max_body=settings.max_body,
+            )
         except OSError as error:
             if len(ports) == 1:
                 raise StartupError(

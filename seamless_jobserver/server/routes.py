@@ -6,6 +6,7 @@ connection that asked; the service is asked through the bridge.
 """
 
 import concurrent.futures
+import dataclasses
 import hmac
 import json
 from collections.abc import Callable, Coroutine
@@ -36,6 +37,7 @@ _STATUS: Final[dict[Ending, int]] = {
     Ending.CANCELED: 200,
     Ending.FAILED: 500,
     Ending.INPUT_MISSING: 500,
+    Ending.INPUT_UNDELIVERED: 500,
     Ending.STORE_FAILED: 500,
     Ending.CRASHED: 500,
     Ending.LOST: 503,
@@ -91,8 +93,8 @@ class Routes:
         try:
             if path == "/run-transformation":
                 return _only("GET", method) or self._run(self._service.run, body, waiting)
-            if path == NESTED_PATH and self._is_worker(head):
-                return self._run(self._service.run_nested, body, waiting)
+            if path.startswith(NESTED_PATH) and self._is_worker(head):
+                return self._nested(path.removeprefix(NESTED_PATH), body, waiting)
             if path in _FIXED:
                 return _only("GET", method) or text_response(200, _FIXED[path])
             route, _, rest = path[1:].partition("/")
@@ -108,9 +110,23 @@ class Routes:
         given = head.fields.get("Authorization") or ""
         return hmac.compare_digest(given.encode(), self._worker_credentials.encode())
 
+    def _nested(self, rest: str, body: bytes, waiting: Callable[[], float]) -> Response:
+        """Answer one of our workers (`messages.NESTED_PATH`)."""
+        number, _, event = rest[1:].partition("/")
+        if not event:
+            slot = int(number)
+            return self._run(lambda request: self._service.run_nested(request, slot), body, waiting)
+        work = (
+            self._service.start_hosted(int(number))
+            if event == "started"
+            else self._service.end_hosted(int(number), Outcome.from_json(json.loads(body)))
+        )
+        self._bridge.submit(work).result(_ANSWER_LIMIT)
+        return Response(204, b"")
+
     def _run(
         self,
-        run: Callable[[RunRequest], Coroutine[Any, Any, Outcome | None]],
+        run: Callable[[RunRequest], Coroutine[Any, Any, Outcome | int]],
         body: bytes,
         waiting: Callable[[], float],
     ) -> Response:
@@ -122,7 +138,9 @@ class Routes:
                     outcome = future.result(timeout=pause)
                 except concurrent.futures.TimeoutError:
                     continue
-                return Response(204, b"") if outcome is None else _outcome_response(outcome)
+                if isinstance(outcome, int):
+                    return dataclasses.replace(json_response({"host": outcome}), status=202)
+                return _outcome_response(outcome)
         finally:
             future.cancel()
 

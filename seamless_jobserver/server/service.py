@@ -5,21 +5,35 @@ two ``await``s nothing else happens.
 
 Each job has one future, which is resolved exactly once, when the job ends for its callers; every
 caller waits for that future. The work of a job is a task of its own, since it can go on after the
-job has ended for its callers: a canceled job keeps its slot until the work ends by itself, and
-what comes out of it is thrown away.
+job has ended for its callers, or after they have all gone:
+
+- A *canceled* job keeps its slot until the work ends by itself, and what comes out of it is thrown
+  away; with `Policy.reclaim_canceled` its worker is ended instead.
+- A job that nobody waits for any more is dropped after a while if it is queued. If it runs, it
+  goes on, and its worker tells the database of the result, which is otherwise the caller's task.
+- A job that *failed* by its own doing is remembered for a moment, because clients repeat a failed
+  request at once, four times. One whose input did not come is run again, since the input may have
+  come meanwhile, but does not wait for it as long.
+
+A job that another job asks for gets a slot that is free at that moment, or is *hosted*: run by the
+worker that asks, in the process whose own job is only waiting for it. It never waits for a slot, so
+that jobs that wait for each other cannot fill all slots.
 """
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
 from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
-from seamless_jobserver.server.jobs import Event, Job, JobTable, State
-from seamless_jobserver.server.slots import Slot, Slots, WorkerGone
+from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
+from seamless_jobserver.server.slots import Slot, Slots
+from seamless_jobserver.server.workers import WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
 
@@ -28,30 +42,61 @@ _EVENTS: Final[dict[Ending, Event]] = {
     Ending.REMOTE_JOB_WRITTEN: Event.SUCCEED,
     Ending.FAILED: Event.FAIL,
     Ending.INPUT_MISSING: Event.FAIL,
+    Ending.INPUT_UNDELIVERED: Event.FAIL,
     Ending.STORE_FAILED: Event.FAIL,
     Ending.CRASHED: Event.CRASH,
     Ending.LOST: Event.LOSE,
 }
 _WITH_OUTPUT: Final = frozenset({Ending.FAILED, Ending.CRASHED, Ending.STORE_FAILED})
 """Endings whose message is followed by what the job printed."""
+_REMEMBERED: Final = frozenset({Ending.FAILED, Ending.CRASHED})
+"""Endings that a repetition a moment later would only meet again."""
+_SECOND_WAIT: Final = 5.0
+"""Seconds to wait for an input that has just been waited for in vain."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How jobs are treated; times in seconds.
+
+    `job_timeout` is None for no limit; `failure_memory` is for how long a failure is remembered;
+    `abandoned_after` for how long a queued job is kept that nobody waits for.
+    """
+
+    record: bool
+    input_timeout: float
+    reclaim_canceled: bool = False
+    job_timeout: float | None = None
+    failure_memory: float = 3.0
+    abandoned_after: float = 60.0
 
 
 class Service:
     """Runs transformations in `slots`, which `start` sets to work."""
 
-    def __init__(self, *, record: bool, output: JobOutput, activity: Activity) -> None:
-        self._record = record
+    def __init__(self, *, policy: Policy, output: JobOutput, activity: Activity) -> None:
+        self._policy = policy
         self._output = output
         self._activity = activity
         self._table = JobTable()
         self._slots: Slots | None = None
         self._ends: dict[int, asyncio.Future[Outcome]] = {}
         self._work: dict[asyncio.Task[None], Job] = {}
+        self._places: dict[int, Slot] = {}
+        self._abandoned: dict[int, asyncio.TimerHandle] = {}
+        self._failures: dict[tuple[str, str], Outcome] = {}
+        self._undelivered: set[str] = set()
+        self._reclaiming: set[asyncio.Task[None]] = set()
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
-    async def start(self, make_slots: Callable[[Callable[[], None]], Slots]) -> None:
-        """Make the slots, giving `make_slots` what they call when one is free, and start them."""
-        self._slots = make_slots(self._dispatch)
+    async def start(
+        self, make_slots: Callable[[Callable[[], None], Callable[[int], None]], Slots]
+    ) -> None:
+        """Make the slots and start them.
+
+        `make_slots` is given what they call when one is free, and when a worker has ended.
+        """
+        self._slots = make_slots(self._dispatch, self._lose_hosted)
         self._slots.start()
 
     async def run(self, request: RunRequest) -> Outcome:
@@ -59,36 +104,41 @@ class Service:
 
         Raises a `RequestError` when it is refused.
         """
-        if request.record != self._record:
-            raise RecordModeMismatch(asked=request.record, ours=self._record)
+        if request.record != self._policy.record:
+            raise RecordModeMismatch(asked=request.record, ours=self._policy.record)
         if self._refusal is not None:
             raise self._refusal
-        job, new = self._table.join_or_add(request)
-        if new:
-            self._ends[job.number] = asyncio.get_running_loop().create_future()
-            _log.info("job %s received", job.checksum)
-            self._dispatch()
-        else:
-            _log.info("job %s joined by another caller", job.checksum)
-        # Shielded: one caller that gives up must not end the job for the others.
-        return await asyncio.shield(self._ends[job.number])
+        failure = self._failures.get((request.checksum, envelope(request)))
+        if failure is not None:
+            _log.info("job %s asked for again: it has just failed", request.checksum)
+            return failure
+        return await self._run(request, nested=False)
 
-    async def run_nested(self, request: RunRequest) -> Outcome | None:
-        """Run a transformation that a job asks for, if that takes no waiting for a slot.
+    async def run_nested(self, request: RunRequest, host: int) -> Outcome | int:
+        """Run a transformation that the job in the slot numbered `host` asks for.
 
-        Returns None when it would: the worker that asks then runs it itself. Waiting for a run
-        that is under way is fine, waiting for one that is queued is not: the slot that it needs
-        may be the one that asks.
+        Returns, when that would mean to wait for a slot, the number of a job that the worker which
+        asks is to run itself. Waiting for a run that is under way is fine, waiting for one that is
+        queued is not: the slot that it needs may be the one that asks.
         """
         assert self._slots is not None
-        job = self._table.running(request)
-        if job is None:
+        if self._table.running(request) is None:
             busy = self._table.next_queued() is not None or self._slots.idle() is None
             if busy or self._refusal is not None:
-                return None
-            return await self.run(request)
-        _log.info("job %s joined by another job", job.checksum)
-        return await asyncio.shield(self._ends[job.number])
+                return self._add_hosted(request, host)
+        return await self._run(request, nested=True)
+
+    async def start_hosted(self, number: int) -> None:
+        """Note that the worker which asked for a job runs it now; others may join it."""
+        job = self._table.hosted_job(number)
+        if job is not None and job.state is State.QUEUED:
+            self._table.apply(job, Event.START)
+
+    async def end_hosted(self, number: int, outcome: Outcome) -> None:
+        """Note how a job ended that the worker which asked for it has run."""
+        job = self._table.hosted_job(number)
+        if job is not None:
+            self._end(job, _EVENTS[outcome.ending], outcome)
 
     async def status(self, checksum: str) -> State | None:
         """Return where the transformation is, or how its last run here ended, or None."""
@@ -97,11 +147,12 @@ class Service:
     async def cancel(self, checksum: str) -> tuple[bool, State | None]:
         """End the transformation for its callers; return whether it was under way, and its state.
 
-        The work itself is not stopped, only its outcome thrown away (seed.md).
+        The work itself is not stopped, only its outcome thrown away (seed.md), unless the policy
+        says otherwise.
         """
         jobs = list(self._table.active(checksum))
         for job in jobs:
-            self._end(job, Event.CANCEL, CANCELED)
+            self._cancel(job)
         return bool(jobs), self._table.state_of(checksum)
 
     async def refuse(self, refusal: ShuttingDown | WorkersUnavailable) -> None:
@@ -117,6 +168,8 @@ class Service:
         if wanted and grace:
             _log.info("waiting up to %g s for %d running jobs", grace, len(wanted))
             await asyncio.wait(wanted, timeout=grace)
+        for timer in self._abandoned.values():
+            timer.cancel()
         for job in list(self._table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
@@ -124,6 +177,66 @@ class Service:
             task.cancel()
         if self._slots is not None:
             await self._slots.close(timeout=1.0)
+
+    async def _run(self, request: RunRequest, *, nested: bool) -> Outcome:
+        job, new = self._table.join_or_add(request, nested=nested)
+        asked_by = "another job" if nested else "a caller"
+        if new:
+            self._ends[job.number] = asyncio.get_running_loop().create_future()
+            _log.info("job %s received from %s", job.checksum, asked_by)
+            self._dispatch()
+        else:
+            _log.info("job %s joined by %s", job.checksum, asked_by)
+        end = self._ends[job.number]
+        job.waiters += 1
+        timer = self._abandoned.pop(job.number, None)
+        if timer is not None:
+            timer.cancel()
+        try:
+            # Shielded: one caller that gives up must not end the job for the others.
+            return await asyncio.shield(end)
+        finally:
+            job.waiters -= 1
+            if not job.waiters and job.state.active:
+                self._leave_alone(job)
+
+    def _leave_alone(self, job: Job) -> None:
+        """Deal with a job whose last caller has gone."""
+        if self._policy.reclaim_canceled and job.nested:
+            # Who asks for a nested job goes away only by dying, or with its own job.
+            self._cancel(job)
+            return
+        _log.info("job %s: nobody waits for it any more", job.checksum)
+        if job.state is State.QUEUED:
+            loop = asyncio.get_running_loop()
+            after = self._policy.abandoned_after
+            self._abandoned[job.number] = loop.call_later(after, self._drop, job)
+
+    def _drop(self, job: Job) -> None:
+        self._abandoned.pop(job.number, None)
+        if job.state is State.QUEUED and not job.waiters:
+            message = "Dropped from the queue: all its callers had gone.\n"
+            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+
+    def _add_hosted(self, request: RunRequest, host: int) -> int:
+        job = self._table.add_hosted(request, host)
+        self._ends[job.number] = asyncio.get_running_loop().create_future()
+        return job.number
+
+    def _lose_hosted(self, host: int) -> None:
+        """End the jobs that ran inside a worker which has ended."""
+        for job in self._table.hosted(host):
+            message = "The worker process that ran this job, as a part of another, has ended.\n"
+            event = Event.CRASH if job.state is State.RUNNING else Event.LOSE
+            self._end(job, event, Outcome(Ending.CRASHED, message=message))
+
+    def _cancel(self, job: Job) -> None:
+        slot = self._places.get(job.number)
+        self._end(job, Event.CANCEL, CANCELED)
+        if slot is not None and self._policy.reclaim_canceled:
+            reclaiming = asyncio.ensure_future(slot.terminate("its job was canceled"))
+            self._reclaiming.add(reclaiming)  # the loop alone would not keep it from collection
+            reclaiming.add_done_callback(self._reclaiming.discard)
 
     def _dispatch(self) -> None:
         """Give queued jobs to idle slots, oldest first, until one of the two runs out."""
@@ -139,25 +252,81 @@ class Service:
 
     async def _carry_out(self, job: Job, slot: Slot) -> None:
         path = self._output.new_path()
-        with self._activity.ongoing():
-            try:
-                outcome = await slot.run(job.request, path)
-            except WorkerGone:
-                _log.warning("job %s goes back to the queue: its worker had ended", job.checksum)
-                if job.state is State.RUNNING:
-                    self._table.apply(job, Event.REQUEUE)
-                self._dispatch()
-                return
+        self._places[job.number] = slot
+        timer = self._limit_time(slot)
+        retire = None
+        try:
+            with self._activity.ongoing():
+                patience = self._policy.input_timeout
+                if job.checksum in self._undelivered:
+                    patience = min(patience, _SECOND_WAIT)
+                outcome = await slot.run(job.request, path, patience)
+                retire = outcome.retire
+                if outcome.remark is not None:
+                    _log.info("job %s: %s", job.checksum, outcome.remark)
+                if outcome.ending is Ending.RESULT and job.state is State.RUNNING:
+                    await self._record_if_alone(job, slot, outcome)
+        except (WorkerGone, WorkerLost) as loss:
+            outcome = self._give_back(job, loss)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            del self._places[job.number]
+            slot.free(retire)
         printed = self._output.take(path, wanted=outcome.ending in _WITH_OUTPUT)
         if job.state is State.RUNNING:
             outcome.runtime["retry_count"] = job.retries
             self._end(job, _EVENTS[outcome.ending], _with_output(outcome, printed))
-        else:
+        elif job.state is not State.QUEUED:
             _log.info("job %s: its work has ended, and is thrown away", job.checksum)
         self._dispatch()
 
+    def _limit_time(self, slot: Slot) -> asyncio.TimerHandle | None:
+        limit = self._policy.job_timeout
+        if limit is None:
+            return None
+        verdict = (
+            f"The job was ended because it took longer than the {limit:g} s that --job-timeout of "
+            "the jobserver allows."
+        )
+        return asyncio.get_running_loop().call_later(limit, slot.condemn, verdict)
+
+    def _give_back(self, job: Job, loss: WorkerGone | WorkerLost) -> Outcome:
+        """Queue a job again whose worker ended before the job's code began.
+
+        One that has met that before is not tried a third time: it ends with what is returned.
+        """
+        if isinstance(loss, WorkerLost) and job.retries:
+            return Outcome(
+                Ending.LOST, message=f"{loss}It had been tried {job.retries + 1} times.\n"
+            )
+        if job.state is State.RUNNING:
+            _log.warning("job %s goes back to the queue: its worker had ended", job.checksum)
+            self._table.apply(job, Event.REQUEUE)
+        return Outcome(Ending.LOST, message=str(loss))
+
+    async def _record_if_alone(self, job: Job, slot: Slot, outcome: Outcome) -> None:
+        """Tell the database of a result when no caller is left to do that."""
+        if job.waiters or job.request.scratch or outcome.result_checksum is None:
+            return
+        problem = await slot.record(job.request, outcome.result_checksum)
+        if problem is None:
+            _log.info("job %s: nobody waits, its result is in the database", job.checksum)
+        else:
+            _log.warning("job %s: its result is not in the database: %s", job.checksum, problem)
+
     def _end(self, job: Job, event: Event, outcome: Outcome) -> None:
         self._table.apply(job, event, outcome)
+        if outcome.ending in _REMEMBERED:
+            key = job.checksum, job.envelope
+            self._failures[key] = outcome
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._policy.failure_memory, self._failures.pop, key, None)
+        elif outcome.ending is Ending.INPUT_UNDELIVERED:
+            self._undelivered.add(job.checksum)
+            loop = asyncio.get_running_loop()
+            after = self._policy.failure_memory
+            loop.call_later(after, self._undelivered.discard, job.checksum)
         self._ends.pop(job.number).set_result(outcome)
         wall = outcome.runtime.get("wall_time_seconds")
         _log.info("job %s %s%s", job.checksum, job.state.value, f" in {wall} s" if wall else "")
@@ -171,4 +340,4 @@ def _with_output(outcome: Outcome, printed: str) -> Outcome:
     message = (
         f"{outcome.message}\n{bar}\n* Output (stdout and stderr)\n{bar}\n{printed}{tail}{bar}\n"
     )
-    return Outcome(outcome.ending, message=message, runtime=outcome.runtime)
+    return dataclasses.replace(outcome, message=message)

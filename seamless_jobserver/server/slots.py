@@ -9,6 +9,8 @@ that process touches the job in that slot alone. A slot outlives its workers:
         │                   └───── gone ─────┴──> down ── (pause) ──> starting
 
 - The worker's end is noticed through its sentinel, whether or not a job runs.
+- A worker that dies before its job's own code began has done nothing of the job: `WorkerLost`.
+  One that dies later may have died of the job, which is then never run again.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
   When no slot has a worker and every one of them has failed often enough, `exhausted` is called
   with the cause: nobody is left to run anything.
@@ -19,14 +21,12 @@ engine can stand here.
 """
 
 import asyncio
+import dataclasses
 import enum
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from multiprocessing.process import BaseProcess
+from concurrent.futures import BrokenExecutor
 from typing import Final
 
 from seamless_jobserver.messages import (
@@ -36,27 +36,18 @@ from seamless_jobserver.messages import (
     WorkerProgram,
     WorkerSettings,
 )
-from seamless_jobserver.processtree import ProcessId, children, kill_tree, reap
+from seamless_jobserver.processtree import ProcessId, children, kill_tree, reap, tree_memory
+from seamless_jobserver.progress import Phase
 from seamless_jobserver.server.guardian import Guardian
+from seamless_jobserver.server.workers import Worker, WorkerGone, WorkerLost, WorkerStartFailed
 
-START_LIMIT: Final = 180.0
-"""Seconds for a worker to import its packages, which takes long from a busy network disk."""
-END_LIMIT: Final = 5.0
-"""Seconds to wait for the exit code of a worker whose end was noticed."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 _LATER_ATTEMPTS: Final = 3
 """Failed starts of every slot, in a row, that end a server whose workers have worked before."""
+_MEMORY_INTERVAL: Final = 0.2
 
 _log = logging.getLogger(__name__)
-
-
-class WorkerGone(Exception):
-    """The worker ended before it took the job; another slot can run it."""
-
-
-class WorkerStartFailed(Exception):
-    """A worker could not be started; the message is the cause, for a person."""
 
 
 class SlotState(enum.Enum):
@@ -66,91 +57,6 @@ class SlotState(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     DOWN = "down"
-
-
-class Worker:
-    """One worker process and the executor in front of it."""
-
-    def __init__(self, program: WorkerProgram, settings: WorkerSettings) -> None:
-        self._program = program
-        self._executor = ProcessPoolExecutor(
-            max_workers=1, mp_context=multiprocessing.get_context("spawn")
-        )
-        before = set(multiprocessing.active_children())
-        try:
-            # Submitting is what starts the process, in this thread, before it returns.
-            self._warm_up: Future[str | None] = self._executor.submit(program.warm_up, settings)
-            (self._process,) = set(multiprocessing.active_children()) - before
-        except (OSError, ValueError) as error:
-            self._executor.shutdown(wait=False)
-            raise WorkerStartFailed(f"no process could be started: {error}") from error
-        self._identity = ProcessId.of(self.pid)
-        self.retired = False
-        """Whether it was ended because it could not be put back after a job."""
-
-    @property
-    def pid(self) -> int:
-        """The process id of the worker."""
-        return self._process.pid or 0
-
-    @property
-    def process(self) -> BaseProcess:
-        """The worker's process, of which `sentinel` becomes readable at its end."""
-        return self._process
-
-    @property
-    def identity(self) -> ProcessId | None:
-        """Pid and start time, or None when the process had already ended."""
-        return self._identity
-
-    async def ready(self) -> None:
-        """Return when the worker can take jobs. Raises `WorkerStartFailed` with the cause."""
-        try:
-            cause = await asyncio.wait_for(asyncio.wrap_future(self._warm_up), START_LIMIT)
-        except asyncio.TimeoutError:
-            raise WorkerStartFailed(
-                f"it was not ready within {START_LIMIT:.0f} s: is the disk with its packages slow?"
-            ) from None
-        except BrokenExecutor:
-            raise WorkerStartFailed(f"it ended by {await self.describe_end()}") from None
-        if cause is not None:
-            raise WorkerStartFailed(cause)
-
-    def submit(self, request: RunRequest, output_path: str) -> "Future[Outcome]":
-        """Hand a job to the worker. Raises `WorkerGone` when it has ended."""
-        try:
-            return self._executor.submit(self._program.run_job, request, output_path)
-        except (BrokenExecutor, RuntimeError) as error:
-            raise WorkerGone from error
-
-    async def describe_end(self) -> str:
-        """Return how the process ended: the signal or the exit code, in words."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._process.join, END_LIMIT)
-        code = self._process.exitcode
-        if code is None:
-            return "an unknown cause (its exit code did not arrive)"
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return f"signal {-code} ({signal.Signals(-code).name})"
-        except ValueError:
-            return f"signal {-code}"
-
-    def kill(self) -> None:
-        """Kill the process and everything below it. Further calls do nothing."""
-        if self._identity is not None:
-            refused = kill_tree(self._identity)
-            if refused:
-                _log.warning("processes of another user were left alone: %s", sorted(refused))
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def close(self, timeout: float) -> None:
-        """Let an idle process end by itself within `timeout` seconds, then kill what is left."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._process.join, timeout)
-        self.kill()
 
 
 class Slot:
@@ -166,32 +72,32 @@ class Slot:
         """Take this slot, which must be idle, for a job that `run` gets next."""
         self.state = SlotState.BUSY
 
-    async def run(self, request: RunRequest, output_path: str) -> Outcome:
-        """Run a job in this slot, which is reserved for it and free again when this returns.
+    async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
+        """Run a job in this slot, which is reserved for it, and stays so until `free`.
 
-        Raises `WorkerGone` when the worker ended before the job was handed to it.
+        What it prints goes to a new file; it waits for its inputs for some seconds.
+
+        Raises `WorkerGone` when the worker ended before the job was handed to it, and `WorkerLost`
+        when it ended before the job's own code began.
         """
         worker = self.worker
         if self.state is not SlotState.BUSY or worker is None:
             raise WorkerGone
         try:
-            outcome = await asyncio.wrap_future(worker.submit(request, output_path))
-            if outcome.retire is not None:
-                _log.info("worker %d is replaced: %s", self.number, outcome.retire)
-                self.state = SlotState.DOWN
-                worker.retired = True
-                worker.kill()
-            return outcome
+            return await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
         except WorkerGone:
             self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise
         except BrokenExecutor:
             self.state = SlotState.DOWN
-            return Outcome(
-                Ending.CRASHED,
-                message=f"The worker process that ran this job ended by "
-                f"{await worker.describe_end()}.\n",
-            )
+            began = worker.phase >= Phase.RUNNING
+            if worker.verdict is not None:
+                return Outcome(Ending.CRASHED, message=f"{worker.verdict}\n")
+            how = await worker.describe_end()
+            message = f"The worker process that ran this job ended by {how}.\n"
+            if not began:
+                raise WorkerLost(message) from None
+            return Outcome(Ending.CRASHED, message=message)
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of the job
             # What runs a job never raises; a job that has meddled with that is not trusted again.
             _log.exception("worker %d failed in an unforeseen way", self.number)
@@ -199,9 +105,48 @@ class Slot:
             worker.kill()
             what = f"{type(error).__name__}: {error}"
             return Outcome(Ending.LOST, message=f"The worker failed in an unforeseen way: {what}\n")
-        finally:
-            if self.state is SlotState.BUSY and self.worker is worker:
-                self.state = SlotState.IDLE
+
+    async def record(self, request: RunRequest, result: str) -> str | None:
+        """Have the worker of this slot, which is reserved, tell the database of a result.
+
+        Returns None, or why that failed.
+        """
+        if self.state is not SlotState.BUSY or self.worker is None:
+            return "the worker has ended"
+        try:
+            return await asyncio.wrap_future(self.worker.record(request, result))
+        except (WorkerGone, BrokenExecutor):
+            return "the worker has ended"
+
+    def free(self, retire: str | None = None) -> None:
+        """Let other jobs have this slot; with a new worker, if `retire` says why it needs one.
+
+        A slot whose worker has ended meanwhile is left to its keeper.
+        """
+        if self.state is not SlotState.BUSY:
+            return
+        if retire is None or self.worker is None:
+            self.state = SlotState.IDLE
+            return
+        _log.info("worker %d is replaced: %s", self.number, retire)
+        self.state = SlotState.DOWN
+        self.worker.retired = True
+        self.worker.kill()
+
+    @property
+    def phase(self) -> Phase:
+        """How far the worker is with its job, of which there must be one."""
+        return Phase.HANDED_OVER if self.worker is None else self.worker.phase
+
+    def condemn(self, verdict: str) -> None:
+        """Kill the worker with its job, which ends with `verdict` as its message."""
+        if self.worker is not None:
+            self.worker.condemn(verdict)
+
+    async def terminate(self, verdict: str) -> None:
+        """End the worker with its job, as `Worker.terminate` does."""
+        if self.worker is not None:
+            await self.worker.terminate(verdict)
 
 
 class Slots:
@@ -214,16 +159,27 @@ class Slots:
         settings: WorkerSettings,
         guardian: Guardian,
         *,
+        memory_limit: int | None,
+        new_path: Callable[[], str],
         freed: Callable[[], None],
+        buried: Callable[[int], None],
         exhausted: Callable[[str], None],
     ) -> None:
-        """`freed` is called when a slot may have become idle, `exhausted` as described above."""
+        """Nothing starts before `start`.
+
+        `memory_limit` is in bytes, for the whole process tree of a worker. `new_path` returns a
+        path for a new private file. `freed` is called when a slot may have become idle, `buried`
+        with the number of a slot whose worker has ended, and `exhausted` as described above.
+        """
         self._slots = [Slot(number) for number in range(1, count + 1)]
         self._program = program
         self._settings = settings
         self._guardian = guardian
+        self._memory_limit = memory_limit
+        self._new_path = new_path
         self._ours = children(os.getpid())
         self._freed = freed
+        self._buried = buried
         self._exhausted = exhausted
         self._keepers: list[asyncio.Task[None]] = []
         self._ever_ready = False
@@ -231,6 +187,8 @@ class Slots:
     def start(self) -> None:
         """Start a worker in every slot, all at the same time."""
         self._keepers = [asyncio.ensure_future(self._keep(slot)) for slot in self._slots]
+        if self._memory_limit is not None:
+            self._keepers.append(asyncio.ensure_future(self._watch_memory(self._memory_limit)))
 
     def idle(self) -> Slot | None:
         """Return a slot that can take a job now, or None."""
@@ -249,6 +207,7 @@ class Slots:
             worker, slot.worker = slot.worker, None
             if worker is not None:
                 endings.append(worker.close(timeout if slot.state is SlotState.IDLE else 0.0))
+                worker.forget()
             slot.state = SlotState.DOWN
         await asyncio.gather(*endings)
 
@@ -280,7 +239,8 @@ class Slots:
     async def _supply(self, slot: Slot) -> asyncio.Event:
         """Give `slot` a worker that is ready, and return an event that is set at its end."""
         before = children(os.getpid())
-        worker = slot.worker = Worker(self._program, self._settings)
+        settings = dataclasses.replace(self._settings, slot=slot.number)
+        worker = slot.worker = Worker(self._program, settings, self._new_path())
         self._ours |= children(os.getpid()) - before
         if worker.identity is not None:
             self._guardian.watch(worker.identity)
@@ -307,8 +267,14 @@ class Slots:
             return
         worker.kill()
         how = await worker.describe_end()
-        if not worker.retired:
+        if worker.verdict is not None:
+            _log.warning(
+                "worker %d (pid %d) was ended: %s", slot.number, worker.pid, worker.verdict
+            )
+        elif not worker.retired:
             _log.warning("worker %d (pid %d) ended by %s", slot.number, worker.pid, how)
+        worker.forget()
+        self._buried(slot.number)
         self._ours.discard(worker.pid)
         await self._sweep()
         if worker.identity is not None:
@@ -326,6 +292,22 @@ class Slots:
                 kill_tree(stray)
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, reap, pid)
+
+    async def _watch_memory(self, limit: int) -> None:
+        """Condemn every worker that, with all below it, takes more than `limit` bytes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_MEMORY_INTERVAL)
+            for slot in self._slots:
+                worker = slot.worker
+                if slot.state is SlotState.BUSY and worker is not None:
+                    used = await loop.run_in_executor(None, tree_memory, worker.pid)
+                    if used > limit and slot.worker is worker:
+                        slot.condemn(
+                            "The job was ended because its worker, with all that it has started, "
+                            f"used {used / 1e6:.0f} MB of memory, more than the "
+                            f"{limit / 1e6:.0f} MB that --memory-limit of the jobserver allows."
+                        )
 
     def _none_left(self) -> bool:
         attempts = _LATER_ATTEMPTS if self._ever_ready else 1

@@ -1,8 +1,8 @@
 """The entry points of a worker process: `warm_up` once, then `run_job` for each job.
 
-The server submits both to a `ProcessPoolExecutor` of one spawned process, so they are module-level
+The server submits them to a `ProcessPoolExecutor` of one spawned process, so they are module-level
 functions of plain arguments, they return plain data, and they never raise: an exception would be
-pickled back with whatever it refers to.
+pickled back with whatever it refers to. `record_result` follows a job that nobody waits for.
 
 Three threads matter in a worker. The main thread runs the jobs, so that signal handlers, ``fork``
 and libraries that insist on the main thread work for user code as in a script. The staging thread
@@ -11,26 +11,29 @@ its jobs have started along.
 """
 
 import dataclasses
-import functools
 import os
+import resource
 import signal
 import threading
 from multiprocessing import connection, parent_process
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings
+from seamless_jobserver.progress import Progress
 
 _worker: "_Worker | None" = None
 
 
-def warm_up(settings: WorkerSettings) -> str | None:
+def warm_up(settings: WorkerSettings, progress_path: str) -> str | None:
     """Turn this process into a worker; return None, or why that is impossible, for a person."""
     global _worker
     try:
         os.setpgid(0, 0)  # out of reach of a Ctrl-C meant for the server
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (settings.open_files, most))
         processtree.become_subreaper()
         threading.Thread(target=_follow_parent, name="jobserver-watcher", daemon=True).start()
-        _worker = _Worker(settings)
+        _worker = _Worker(settings, Progress(progress_path))
     except ImportError as error:
         return f"a package is missing or broken: {error}"
     except Exception as error:  # noqa: BLE001 - whatever it is, the server tells the user
@@ -38,17 +41,27 @@ def warm_up(settings: WorkerSettings) -> str | None:
     return None
 
 
-def run_job(request: RunRequest, output_path: str) -> Outcome:
-    """Run one job, with all that it prints going to a new file at `output_path`."""
+def run_job(request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
+    """Run one job, with all that it prints going to a new file at `output_path`.
+
+    It waits for `input_timeout` seconds for its inputs.
+    """
     if _worker is None:
         return Outcome(Ending.LOST, message="The worker was not warmed up.\n")
-    return _worker.run(request, output_path)
+    return _worker.run(request, output_path, input_timeout)
+
+
+def record_result(transformation: str, result: str) -> str | None:
+    """Tell the database the result of a transformation; return None, or why that failed."""
+    if _worker is None:
+        return "the worker was not warmed up"
+    return _worker.record(transformation, result)
 
 
 class _Worker:
     """An ordinary Seamless process, configured for the store and the database of the server."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, progress: Progress) -> None:
         from seamless_jobserver.transport import import_seamless_remote
 
         import_seamless_remote()
@@ -58,36 +71,57 @@ class _Worker:
         from seamless_config.select import select_record
 
         from seamless_jobserver.worker.capture import OutputCapture
-        from seamless_jobserver.worker.execution import run_and_store
+        from seamless_jobserver.worker.execution import Execution
         from seamless_jobserver.worker.isolation import Surroundings
         from seamless_jobserver.worker.measure import Meter
         from seamless_jobserver.worker.memory import settle
         from seamless_jobserver.worker.nested import take_over
+        from seamless_jobserver.worker.safekeeping import Safekeeping
         from seamless_jobserver.worker.staging import Staging
 
         seamless.config.set_remote_clients(settings.clients, in_remote=True)
         select_record(settings.record)  # last: what comes before may reset it
+        self._progress = progress
         self._capture = OutputCapture()
-        self._staging = Staging()
+        self._staging = Staging(settings.store_timeout, settings.cache_size)
+        self._execution = Execution(self._staging, Safekeeping(settings.clients))
         self._meter = Meter()
-        take_over(settings, functools.partial(run_and_store, self._staging), self._meter)
+        take_over(settings, self._execution.run_and_store, self._meter)
         settle()
         self._surroundings = Surroundings()  # last: all of ours belongs to them
 
-    def run(self, request: RunRequest, output_path: str) -> Outcome:
-        from seamless_jobserver.worker.execution import execute
+    def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
         from seamless_jobserver.worker.isolation import apart
 
         try:
             with self._capture.to_file(output_path):
-                outcome = apart(execute, request, self._staging, self._meter)
+                outcome = apart(
+                    self._execution.execute,
+                    request,
+                    input_timeout,
+                    self._meter,
+                    self._progress.enter,
+                )
         except OSError as error:
             outcome = Outcome(
                 Ending.LOST,
                 message=f"The job's output file {output_path} cannot be written: {error}. "
                 "Is the disk for temporary files full?\n",
             )
-        return dataclasses.replace(outcome, retire=self._surroundings.restore())
+        return dataclasses.replace(outcome, retire=self._surroundings.restore(self._staging.kept))
+
+    def record(self, transformation: str, result: str) -> str | None:
+        from seamless import Checksum
+        from seamless_remote import database_remote
+
+        entry = database_remote.set_transformation_result(
+            Checksum(transformation), Checksum(result)
+        )
+        try:
+            self._staging.call(entry)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the log says so
+            return f"{type(error).__name__}: {error}"
+        return None
 
 
 def _follow_parent() -> None:

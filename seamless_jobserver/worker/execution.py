@@ -6,96 +6,162 @@ to keep the result's buffer to itself (``scratch=True``) instead of handing it t
 background writer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from seamless import CacheMissError, Checksum
+from seamless import Buffer, CacheMissError, Checksum
 from seamless.caching.buffer_cache import get_buffer_cache
 from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 from seamless_transformer.probe_index import RecordBucketError
 from seamless_transformer.remote_job import parse_remote_job_written
 from seamless_transformer.run import run_transformation_dict
-from seamless_transformer.transformation_utils import is_deep_celltype
+from seamless_transformer.transformation_utils import is_deep_celltype, tf_get_buffer
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
+from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
 from seamless_jobserver.worker.measure import Measurement, Meter
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
-from seamless_jobserver.worker.staging import NO_STORE, InputMissing, Staging, StoreUnavailable
+from seamless_jobserver.worker.safekeeping import Safekeeping
+from seamless_jobserver.worker.staging import (
+    NO_STORE,
+    InputMissing,
+    InputUndelivered,
+    Staging,
+    StoreUnavailable,
+    held_leaves,
+)
+
+_UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
 
 
-def execute(request: RunRequest, staging: Staging, meter: Meter) -> Outcome:
-    """Run the transformation of `request` and return how it ended. Never raises."""
-    measurement = meter.start()
-    try:
-        return run_and_store(staging, request, measurement)
-    except InputMissing as error:
-        return Outcome(Ending.INPUT_MISSING, message=str(error), runtime=measurement.finish())
-    except StoreUnavailable as error:
-        return Outcome(Ending.STORE_FAILED, message=str(error), runtime=measurement.finish())
-    except RecordBucketError as error:
-        return Outcome(Ending.FAILED, message=f"{error}\n", runtime=measurement.finish())
-    except CacheMissError as error:
-        return Outcome(
-            Ending.INPUT_MISSING,
-            message=_describe_cache_miss(error, request),
-            runtime=measurement.finish(),
+class Execution:
+    """Runs transformations in this process, with inputs and results moved by `staging`."""
+
+    def __init__(self, staging: Staging, safekeeping: Safekeeping) -> None:
+        self._staging = staging
+        self._safekeeping = safekeeping
+
+    def execute(
+        self,
+        request: RunRequest,
+        input_timeout: float,
+        meter: Meter,
+        enter: Callable[[Phase], None],
+    ) -> Outcome:
+        """Run the transformation of `request` and return how it ended. Never raises.
+
+        `input_timeout` is in seconds; `enter` is called as each phase of the job begins.
+        """
+        measurement = meter.start()
+
+        def ended(ending: Ending, message: str) -> Outcome:
+            return Outcome(ending, message=message, runtime=measurement.finish())
+
+        try:
+            return self.run_and_store(request, input_timeout, measurement, enter)
+        except InputMissing as error:
+            return ended(Ending.INPUT_MISSING, str(error))
+        except InputUndelivered as error:
+            return ended(Ending.INPUT_UNDELIVERED, str(error))
+        except StoreUnavailable as error:
+            return ended(Ending.STORE_FAILED, str(error))
+        except RecordBucketError as error:
+            return ended(Ending.FAILED, f"{error}\n")
+        except CacheMissError as error:
+            return ended(Ending.INPUT_MISSING, _describe_cache_miss(error, request))
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything
+            return ended(Ending.FAILED, failure.describe(error, _language(request)))
+        finally:
+            end_loops()
+            let_go()
+
+    def run_and_store(
+        self,
+        request: RunRequest,
+        input_timeout: float,
+        measurement: Measurement | ThreadMeasurement,
+        enter: Callable[[Phase], None] = lambda _phase: None,
+    ) -> Outcome:
+        """Run a transformation, store its result, and return the outcome of a success.
+
+        Raises whatever the job's code raises, and `InputMissing`, `InputUndelivered`,
+        `StoreUnavailable` and Seamless's own errors.
+        """
+        if not request.scratch and not buffer_remote.has_write_server():
+            # Found out before the work, not after it.
+            raise StoreUnavailable(NO_STORE)
+        kept = None if request.scratch else self._safekeeping.find(request)
+        if kept is not None:
+            enter(Phase.STORING)
+            return self._safekeeping.deliver(kept, self._staging)
+        enter(Phase.FETCHING)
+        inputs = self._staging.fetch(
+            needs(request.transformation, request.dunder),
+            input_timeout,
+            lambda: enter(Phase.WAITING_FOR_INPUT),
         )
-    except BaseException as error:  # noqa: BLE001 - user code may raise anything, also SystemExit
-        message = failure.describe(error, _language(request))
-        return Outcome(Ending.FAILED, message=message, runtime=measurement.finish())
-    finally:
-        end_loops()
-        let_go()
+        probes = record.probe_context(request, self._staging)
+        enter(Phase.RUNNING)
+        result = run_transformation_dict(
+            request.transformation,
+            Checksum(request.checksum),
+            request.dunder,
+            scratch=True,
+            require_value=not request.scratch,
+        )
+        runtime = measurement.finish()
+        if parse_remote_job_written(result) is not None:
+            return Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
+        checksum = Checksum(result)
+        del inputs  # their memory is free for the result's way out
+        enter(Phase.STORING)
+        itself = _own_buffer(request)
+        remark = _UNKNOWN_DICT if itself is None else None
+        if not request.scratch:
+            self._store(request, checksum, itself, runtime)
+        return Outcome(
+            Ending.RESULT,
+            result_checksum=checksum.hex(),
+            runtime={**runtime, **record.compilation_runtime(request, self._staging)},
+            extra=record.answer_fields(request, probes, self._staging),
+            remark=remark,
+        )
+
+    def _store(
+        self, request: RunRequest, result: Checksum, itself: Buffer | None, runtime: dict[str, Any]
+    ) -> None:
+        """Store a result with all that belongs to it, or keep it safe and raise StoreUnavailable.
+
+        The transformation's own buffer comes along (`itself`): its client can lose it, and then
+        nobody could say what the result is the result of.
+        """
+        buffer = get_buffer_cache().get(result)
+        if buffer is None and result.hex() not in TRIVIAL_CHECKSUMS:
+            raise StoreUnavailable(f"The result {result} was lost before it could be stored.\n")
+        parts: list[Buffer] = []
+        wholes = [one for one in (itself, buffer) if one is not None]
+        if buffer is not None and is_deep_celltype(request.transformation["__output__"][1]):
+            parts = held_leaves(buffer.get_value("plain"))
+        try:
+            # Leaves first: whoever finds the structure finds what it names.
+            self._staging.store(parts)
+            self._staging.store(wholes)
+        except StoreUnavailable as error:
+            advice = self._safekeeping.keep(request, result, [*parts, *wholes], runtime)
+            raise StoreUnavailable(f"{error}{advice}") from error
 
 
-def run_and_store(
-    staging: Staging, request: RunRequest, measurement: Measurement | ThreadMeasurement
-) -> Outcome:
-    """Run a transformation, store its result, and return the outcome of a success.
-
-    Raises whatever the job's code raises, and `InputMissing`, `StoreUnavailable` and Seamless's
-    own errors.
-    """
-    if not request.scratch and not buffer_remote.has_write_server():
-        # Found out before the work, not after it.
-        raise StoreUnavailable(NO_STORE)
-    inputs = staging.fetch(needs(request.transformation, request.dunder))
-    probes = record.probe_context(request, staging)
-    result = run_transformation_dict(
-        request.transformation,
-        Checksum(request.checksum),
-        request.dunder,
-        scratch=True,
-        require_value=not request.scratch,
-    )
-    runtime = measurement.finish()
-    if parse_remote_job_written(result) is not None:
-        return Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
-    checksum = Checksum(result)
-    del inputs  # their memory is free for the result's way out
-    if not request.scratch:
-        _store_result(checksum, request.transformation, staging)
-    return Outcome(
-        Ending.RESULT,
-        result_checksum=checksum.hex(),
-        runtime={**runtime, **record.compilation_runtime(request, staging)},
-        extra=record.answer_fields(request, probes, staging),
-    )
-
-
-def _store_result(checksum: Checksum, transformation: dict[str, Any], staging: Staging) -> None:
-    buffer = get_buffer_cache().get(checksum)
-    if buffer is None:
-        if checksum.hex() in TRIVIAL_CHECKSUMS:
-            return  # an empty result, which Seamless knows by its checksum
-        raise StoreUnavailable(f"The result {checksum} was lost before it could be stored.\n")
-    if is_deep_celltype(transformation["__output__"][1]):
-        # Leaves first: whoever finds the structure finds what it names.
-        staging.store_leaves(buffer.get_value("plain"))
-    staging.store(buffer)
+def _own_buffer(request: RunRequest) -> Buffer | None:
+    """Return the buffer that the transformation's checksum names, if its dict is that buffer."""
+    try:
+        buffer = tf_get_buffer(request.transformation)
+    except ValueError:
+        return None  # a key that this Seamless does not know, and may not leave out
+    return buffer if buffer.get_checksum().hex() == request.checksum else None
 
 
 def _describe_cache_miss(error: CacheMissError, request: RunRequest) -> str:

@@ -14,8 +14,6 @@ from typing import Final
 
 import seamless
 
-DEFAULT_SIZE: Final = 256 * 1024 * 1024
-"""Bytes for each worker."""
 _OVERHEAD: Final = 400
 """Bytes that a kept buffer costs beyond its content: objects, dict entries, hexadecimal digits."""
 MOST: Final = 10_000
@@ -28,7 +26,7 @@ class InputCache:
     Safe to use from several threads: nested transformations fetch in threads of their own.
     """
 
-    def __init__(self, limit: int = DEFAULT_SIZE) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()  # over both fields below
         self._contents: OrderedDict[str, bytes] = OrderedDict()

@@ -23,14 +23,14 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from seamless_transformer.transformation_cache import (
     start_gpu_memory_sampler,
     stop_gpu_memory_sampler,
 )
 
-from seamless_jobserver.processtree import ProcessId, descendants, has_children
+from seamless_jobserver.processtree import ProcessId, descendants, has_children, read_memory
 
 _INTERVAL: Final = 0.02
 
@@ -138,30 +138,6 @@ class Measurement:
             # something else.
             unsampled = 0
         return max(own - self._shared, sampled, unsampled)
-
-
-class Memory(NamedTuple):
-    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
-
-    resident: int
-    peak: int
-    files: int
-
-
-def read_memory(pid: int | str = "self") -> Memory:
-    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            status = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return Memory(0, 0, 0)  # it has ended since it was listed
-    return Memory(*(_field(status, name) for name in (b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:")))
-
-
-def _field(status: bytes, name: bytes) -> int:
-    # Not line by line: there are sixty of them.
-    start = status.find(name)
-    return int(status[start + len(name) :].split(None, 1)[0]) * 1024 if start >= 0 else 0
 
 
 class _ChildrenSampler:

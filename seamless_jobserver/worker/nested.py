@@ -4,18 +4,22 @@ Seamless in this process is told that it executes remotely, on a jobserver whose
 a nested transformation goes the way of any other: it is looked up in the database, its inputs are
 uploaded, and its client is asked to run it. Our client asks the server, on a path of its own, for
 a slot that is free *at this moment*. The server runs the transformation there, or joins one that
-is running already, or says at once that no slot is free. Then it is run here, in the process whose
-own job has nothing to do but wait for it. A nested transformation never waits for a slot, so that
-jobs that wait for each other cannot fill all slots; and no process is added.
+is running already, or says at once that no slot is free. Then it is run here (*hosted*), in the
+process whose own job has nothing to do but wait for it. A nested transformation never waits for a
+slot, so that jobs that wait for each other cannot fill all slots; and no process is added.
 
-What runs here runs in a thread of its own, beside others of the same job. Its processor time is
-that of its thread; its memory cannot be told apart from that of the job around it.
+What is hosted runs in a thread of its own, beside others of the same job. Its processor time is
+that of its thread; its memory cannot be told apart from that of the job around it. The thread tells
+the server when it begins and how it ended, so that others who want the same can wait for it.
 """
 
 import asyncio
+import base64
+import http.client
 import json
 import resource
 import time
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -28,19 +32,27 @@ from seamless_remote import buffer_remote, database_remote, jobserver_remote
 from seamless_remote.jobserver_client import JobserverClient
 from seamless_transformer import transformation_class
 
-from seamless_jobserver.messages import NESTED_PATH, Ending, Outcome, RunRequest, WorkerSettings
+from seamless_jobserver.messages import (
+    NESTED_PATH,
+    Ending,
+    Outcome,
+    RunRequest,
+    WorkerSettings,
+)
 from seamless_jobserver.transport.aiohttp_standin import (
     ClientError,
     ClientSession,
     ClientTimeout,
 )
+from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
 """In seconds; the server shows every 20 s that a job goes on."""
 _END_LIMIT: Final = 1.0
+_REPORT_LIMIT: Final = 10.0
 
-RunHere = Callable[[RunRequest, "ThreadMeasurement"], Outcome]
+RunHere = Callable[[RunRequest, float, "ThreadMeasurement"], Outcome]
 
 
 def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None:
@@ -148,9 +160,10 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             "record": self._settings.record,
         }
         payload = await self._ask(fields)
-        if payload is None:
+        if payload is None or "host" in payload:
+            number = None if payload is None else payload["host"]
             loop = asyncio.get_running_loop()
-            payload = await loop.run_in_executor(None, self._carry_out, fields)
+            payload = await loop.run_in_executor(None, self._host, fields, number)
         if "remote_job_written" not in payload:
             payload["result_checksum"] = Checksum(payload["result_checksum"])
             for name in ("probe_context", "compilation_context", "job_validation"):
@@ -158,24 +171,27 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         return payload
 
     async def _ask(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the answer of a run in another slot, or None when none is free."""
+        """Return the server's answer, or None when the server is not there any more.
+
+        The answer is that of a run in another slot, or ``{"host": NUMBER}``.
+        """
         session = ClientSession(timeout=_LIMITS)
+        url = f"{self._settings.server}{NESTED_PATH}/{self._settings.slot}"
         try:
-            async with session.get(self._settings.server + NESTED_PATH, json=fields) as response:
+            async with session.get(url, json=fields) as response:
                 text = await response.text()
                 status = response.status
         except ClientError:
             return None  # the server is ending, or too busy to talk: here is always possible
         finally:
             await session.close()
-        if status == 204:
-            return None
-        if status != 200 or not text.startswith("{"):
+        if status not in (200, 202) or not text.startswith("{"):
             raise RuntimeError(text)
         payload: dict[str, Any] = json.loads(text)
         return payload
 
-    def _carry_out(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def _host(self, fields: dict[str, Any], number: int | None) -> dict[str, Any]:
+        """Run a transformation in this thread, and report it as the job `number` of the server."""
         # Through JSON, as for any other slot: tuples become lists and checksums text.
         plain = json.loads(json.dumps(fields))
         request = RunRequest(
@@ -186,7 +202,16 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             strict_dunder=plain["strict_dunder"],
             record=plain["record"],
         )
-        outcome = self._run_here(request, ThreadMeasurement(self._meter))
+        self._report(number, "started", {})
+        try:
+            outcome = self._run_here(
+                request, self._settings.input_timeout, ThreadMeasurement(self._meter)
+            )
+        except BaseException as error:
+            message = failure.describe(error, str(plain["transformation_dict"].get("__language__")))
+            self._report(number, "ended", Outcome(Ending.FAILED, message=message).to_json())
+            raise
+        self._report(number, "ended", outcome.to_json())
         if outcome.ending is Ending.REMOTE_JOB_WRITTEN:
             return {"remote_job_written": outcome.marker, "record_runtime": outcome.runtime}
         return {
@@ -194,6 +219,24 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             "record_runtime": outcome.runtime,
             **outcome.extra,
         }
+
+    def _report(self, number: int | None, event: str, content: dict[str, Any]) -> None:
+        if number is None:
+            return
+        parts = urllib.parse.urlsplit(self._settings.server)
+        password = f"{parts.username}:{parts.password}".encode()
+        connection = http.client.HTTPConnection(
+            parts.hostname or "", parts.port, timeout=_REPORT_LIMIT
+        )
+        headers = {"Authorization": "Basic " + base64.b64encode(password).decode()}
+        try:
+            path = f"{NESTED_PATH}/{number}/{event}"
+            connection.request("POST", path, json.dumps(content), headers)
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return  # the server is ending, and nobody can join any more
+        finally:
+            connection.close()
 
 
 def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:

@@ -6,11 +6,14 @@ connection each time.) The thread that runs the jobs hands it coroutines and wai
 
 - *In*: all buffers that a job needs are fetched together, and a list of them is returned. Seamless
   keeps fetched buffers in a weak cache: they are found there for as long as the list is held, and
-  their memory is gone when it is dropped. Nothing is looked up twice.
+  their memory is gone when it is dropped. Nothing is looked up twice. The store answers at once for
+  a buffer that it does not know, but waits with its answer while the buffer is promised; together
+  with attempts at a store that is away, that may take the input timeout.
 - *Out*: a result counts as stored when every server answered 200 or 201. An answer of 202 means
   that somebody else is sending the same buffer at this moment and may yet break off. The store's
   ``/has-now`` counts such an upload as present, so asking it proves nothing; sending again does:
-  the answer is 201 when the other upload has ended well, and our own upload when it has not.
+  the answer is 201 when the other upload has ended well, and our own upload when it has not. A
+  result may have cost hours, so it is offered for `store_timeout` seconds.
 
 Nothing is promised here: a promise that this process does not live to keep would hold up everybody
 who asks for that buffer for ten minutes. (Seamless's background writer does promise the leaves of
@@ -20,7 +23,7 @@ a deep result, as soon as they are made; storing them keeps that promise before 
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -30,17 +33,20 @@ from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
-from seamless_jobserver.worker.inputcache import InputCache
-from seamless_jobserver.worker.pins import Need
-from seamless_jobserver.worker.readfolders import ReadFolders
+from seamless_jobserver.worker.nearby import Nearby
+from seamless_jobserver.worker.pins import Need, leaves
 
 _AT_ONCE: Final = 16
 """Transfers under way at a time; the store answers from one process, and more only queue there."""
 _FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 2.0
-"""Seconds between attempts to store a buffer that somebody else is sending."""
-CONFIRMATION_LIMIT: Final = 600.0
-"""Seconds after which a result that nobody confirms counts as not stored."""
+_LONGEST_PAUSE: Final = 10.0
+"""Seconds between attempts at a store that is away, or that somebody else is sending to."""
+_NOTICE: Final = 0.5
+"""Seconds of fetching after which a job counts as waiting for input."""
+_ATTEMPT: Final = 60.0
+_SLOWEST: Final = 2**20
+"""Seconds, and bytes a second, that bound one attempt to send a buffer to a store that hangs."""
+_QUESTION_LIMIT: Final = 5.0
 
 Result = TypeVar("Result")
 
@@ -59,6 +65,10 @@ class InputMissing(Exception):
         )
 
 
+class InputUndelivered(Exception):
+    """A buffer has been promised, but has not come in time; the message says what to do."""
+
+
 class StoreUnavailable(Exception):
     """The hashserver did not take or give a buffer; the message says what it did instead."""
 
@@ -66,9 +76,10 @@ class StoreUnavailable(Exception):
 class Staging:
     """Moves the buffers of the worker's jobs. Make one in each worker process."""
 
-    def __init__(self) -> None:
-        self._cache = InputCache()
-        self._folders = ReadFolders()
+    def __init__(self, store_timeout: float, cache_size: int) -> None:
+        """`store_timeout` is in seconds; see above. `cache_size` is in bytes: see `InputCache`."""
+        self._store_timeout = store_timeout
+        self._nearby = Nearby(cache_size)
         self._loop = asyncio.new_event_loop()
         # Files are read in threads of this pool, which by their name are told from a job's own.
         self._files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
@@ -76,62 +87,35 @@ class Staging:
         self._thread = threading.Thread(target=self._serve, name="jobserver-staging", daemon=True)
         self._thread.start()
 
-    def fetch(self, needs: Iterator[Need]) -> list[seamless.Buffer]:
+    def fetch(
+        self, needs: Iterator[Need], timeout: float, waiting: Callable[[], None]
+    ) -> list[seamless.Buffer]:
         """Fetch all buffers of `needs` and return them; hold the list while the job runs.
 
-        The leaves of a ``folder`` come along, as the job gets their contents. Raises
-        `InputMissing` or `StoreUnavailable`.
+        The leaves of a ``folder`` come along, as the job gets their contents. `timeout` is the
+        input timeout, in seconds; `waiting` is called when it takes longer than a moment. Raises
+        `InputMissing`, `InputUndelivered` or `StoreUnavailable`.
         """
         wanted = list(needs)
-        checksums = {need.checksum for need in wanted} - TRIVIAL_CHECKSUMS.keys()
-        # Held until the loop has found them in Seamless's weak cache, where they are from now on.
-        near = self._fetch_near(checksums)
-        if near.keys() == checksums:
-            leaves = {
-                leaf
-                for need in wanted
-                if need.celltype == "folder" and need.checksum in near
-                for leaf in _leaves(near[need.checksum].get_value("plain"))
-            } - TRIVIAL_CHECKSUMS.keys()
-            near.update(self._fetch_near(leaves))
-            if near.keys() >= leaves:
-                return list(near.values())
-        buffers = self.call(self._fetch_all(wanted))
-        for buffer in buffers:
-            self._cache.keep(buffer.get_checksum().hex(), buffer)
-        return buffers
+        # Held until the loop has found them in Seamless's weak cache.
+        near, complete = self._nearby.take(wanted)
+        if complete:
+            return near
+        fetched = self.call(_fetch_all(wanted, timeout, waiting))
+        self._nearby.keep(fetched)
+        return fetched
 
-    def _fetch_near(self, checksums: set[str]) -> dict[str, seamless.Buffer]:
-        """Return those that are in the cache or a read folder, which takes no server."""
-        near = {}
-        for checksum in checksums:
-            buffer = self._cache.get(checksum)
-            if buffer is not None:
-                near[checksum] = buffer
-        rest = [checksum for checksum in checksums if checksum not in near]
-        for checksum, found in zip(rest, self._folders.read(rest), strict=True):
-            if found is not None:
-                self._cache.keep(checksum, found)
-                near[checksum] = found
-        return near
+    def store(self, buffers: list[seamless.Buffer]) -> None:
+        """Write `buffers` to every write server and return when all have confirmed them.
 
-    def store(self, buffer: seamless.Buffer) -> None:
-        """Write `buffer` to every write server and return when all have confirmed it.
-
-        An empty buffer is left out: Seamless knows it by its checksum. Raises `StoreUnavailable`.
+        Empty ones are left out: Seamless knows them by their checksum. Raises `StoreUnavailable`.
         """
-        if len(buffer):
-            self.call(self._store(buffer))
+        self.call(_together([self._store(buffer) for buffer in buffers if len(buffer)]))
 
-    def store_leaves(self, structure: Any) -> None:
-        """Store the buffers that a deep structure names and this process holds; confirmed.
-
-        Those that it does not hold were there before the job. Raises `StoreUnavailable`.
-        """
-        cache = get_buffer_cache()
-        held = [cache.get(seamless.Checksum(leaf)) for leaf in set(_leaves(structure))]
-        buffers = [buffer for buffer in held if buffer is not None and len(buffer)]
-        self.call(_together([self._store(buffer) for buffer in buffers]))
+    @property
+    def kept(self) -> int:
+        """Bytes of inputs that are kept from job to job."""
+        return self._nearby.cache.size
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -145,55 +129,53 @@ class Staging:
         except concurrent.futures.CancelledError as error:
             raise StoreUnavailable("the transfer was cut off") from error
 
-    async def _fetch_all(self, needs: list[Need]) -> list[seamless.Buffer]:
-        found = await _together([_fetch(need) for need in needs])
-        missing = [need for need, buffer in zip(needs, found, strict=True) if buffer is None]
-        if all(need.optional for need in missing):
-            leaves = [
-                Need(need.name, "bytes", leaf, need.optional)
-                for need, buffer in zip(needs, found, strict=True)
-                if need.celltype == "folder" and buffer is not None
-                for leaf in set(_leaves(buffer.get_value("plain")))
-            ]
-            contents = await _together([_fetch(leaf) for leaf in leaves])
-            missing += [leaf for leaf, buf in zip(leaves, contents, strict=True) if buf is None]
-            found += contents
-        required = [need for need in missing if not need.optional]
-        if required:
-            raise InputMissing(required)
-        return [buffer for buffer in found if buffer is not None]
-
     async def _store(self, buffer: seamless.Buffer) -> None:
         checksum = buffer.get_checksum()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._store_timeout
         pause = _FIRST_PAUSE
-        waited = 0.0
         while True:
-            with observe_answers() as answers:
-                try:
-                    written = await buffer_remote.write_buffer(checksum, buffer)
-                except Exception as error:
-                    raise StoreUnavailable(_store_report(checksum, error)) from error
-            if not written:
-                raise StoreUnavailable(NO_STORE)
-            if all(answer.status in (200, 201) for answer in answers if answer.method == "PUT"):
+            problem = await _try_to_store(checksum, buffer, deadline - loop.time())
+            if problem is None:
                 return
-            if waited > CONFIRMATION_LIMIT:
+            if loop.time() + pause >= deadline:
                 raise StoreUnavailable(
-                    f"The result {checksum} was not stored: for {waited:.0f} s the hashserver has "
-                    "been saying that somebody else is sending it, but it does not come.\n"
+                    f"The result {checksum} was computed, but could not be stored for "
+                    f"{self._store_timeout:g} s: {problem}\n"
                 )
             await asyncio.sleep(pause)
-            waited += pause
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-NO_STORE: Final = (
-    "There is no hashserver that takes results: the status file that this jobserver was started "
-    "with names no writable one under parameters.buffer.\n"
-)
+async def _fetch_all(
+    needs: list[Need], timeout: float, waiting: Callable[[], None]
+) -> list[seamless.Buffer]:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    notice = loop.call_later(_NOTICE, waiting)
+    try:
+        found = await _together([_fetch(need, timeout, deadline) for need in needs])
+        missing = [need for need, buffer in zip(needs, found, strict=True) if buffer is None]
+        if all(need.optional for need in missing):
+            parts = [
+                Need(need.name, "bytes", leaf, need.optional)
+                for need, buffer in zip(needs, found, strict=True)
+                if need.celltype == "folder" and buffer is not None
+                for leaf in set(leaves(buffer.get_value("plain")))
+            ]
+            contents = await _together([_fetch(part, timeout, deadline) for part in parts])
+            missing += [part for part, buf in zip(parts, contents, strict=True) if buf is None]
+            found += contents
+    finally:
+        notice.cancel()
+    required = [need for need in missing if not need.optional]
+    if required:
+        raise InputMissing(required)
+    return [buffer for buffer in found if buffer is not None]
 
 
-async def _fetch(need: Need) -> seamless.Buffer | None:
+async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer | None:
+    """Return the buffer, or None when the store has never heard of it."""
     checksum = seamless.Checksum(need.checksum)
     trivial = TRIVIAL_CHECKSUMS.get(need.checksum)
     if trivial is not None:
@@ -201,14 +183,79 @@ async def _fetch(need: Need) -> seamless.Buffer | None:
     buffer = get_buffer_cache().get(checksum)
     if buffer is not None:
         return buffer
+    loop = asyncio.get_running_loop()
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await asyncio.wait_for(
+                buffer_remote.get_buffer(checksum), max(0.0, deadline - loop.time())
+            )
+        except asyncio.TimeoutError:
+            raise await _explain_wait(need, timeout) from None
+        except Exception as error:
+            if loop.time() + pause >= deadline:
+                raise StoreUnavailable(
+                    f"Input {need.name} ({need.checksum}) could not be fetched for "
+                    f"{timeout:g} s: {type(error).__name__}: {error}\n"
+                    "The hashserver is away, or refuses this jobserver. Run the workflow again "
+                    "when it is back.\n"
+                ) from error
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def _explain_wait(need: Need, timeout: float) -> Exception:
+    """Return why the store has not answered in time for `need`: a promise, or itself."""
+    checksum = seamless.Checksum(need.checksum)
     try:
-        return await buffer_remote.get_buffer(checksum)
-    except Exception as error:
-        raise StoreUnavailable(
-            f"Input {need.name} ({need.checksum}) could not be fetched: "
-            f"{type(error).__name__}: {error}\n"
-            "The hashserver is away, or refuses this jobserver. Run the workflow again.\n"
-        ) from error
+        (known,) = await asyncio.wait_for(
+            buffer_remote.get_buffer_lengths([checksum]), _QUESTION_LIMIT
+        )
+    except asyncio.TimeoutError:
+        known = None
+    if known:
+        return InputUndelivered(
+            f"Input not delivered (pin: checksum):\n  {need.name}: {need.checksum}\n"
+            f"The client has promised it to the hashserver, but has not sent it within "
+            f"{timeout:g} s: it has probably ended, or lost its connection. Run "
+            "the workflow again, so that it is uploaded. (--input-timeout of the jobserver "
+            "says how long it waits.)\n"
+        )
+    return StoreUnavailable(
+        f"Input {need.name} ({need.checksum}) could not be fetched: the hashserver has not "
+        f"answered for {timeout:g} s. Run the workflow again when it does.\n"
+    )
+
+
+async def _try_to_store(
+    checksum: seamless.Checksum, buffer: seamless.Buffer, left: float
+) -> str | None:
+    """Send `buffer` once, with `left` seconds until all is over; return what went wrong, if any.
+
+    Raises `StoreUnavailable` when there is nobody to send it to.
+    """
+    with observe_answers() as answers:
+        limit = min(_ATTEMPT + len(buffer) / _SLOWEST, max(_FIRST_PAUSE, left))
+        try:
+            written = await asyncio.wait_for(buffer_remote.write_buffer(checksum, buffer), limit)
+        except asyncio.TimeoutError:
+            return "the hashserver does not answer."
+        except Exception as error:  # noqa: BLE001 - seamless-remote passes on whatever it met
+            return (
+                f"{type(error).__name__}: {error}\n"
+                "The hashserver is away, full, or refuses this jobserver."
+            )
+    if not written:
+        raise StoreUnavailable(NO_STORE)
+    if all(answer.status in (200, 201) for answer in answers if answer.method == "PUT"):
+        return None
+    return "the hashserver says that somebody else is sending it, but it does not come."
+
+
+NO_STORE: Final = (
+    "There is no hashserver that takes results: the status file that this jobserver was started "
+    "with names no writable one under parameters.buffer.\n"
+)
 
 
 async def _together(work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -231,23 +278,11 @@ async def _together(work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
         raise
 
 
-def _leaves(structure: Any) -> Iterator[str]:
-    """Yield the checksums in a deep structure: nested dicts and lists with hex strings."""
-    pending = [structure]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-        elif isinstance(value, str):
-            yield value
+def held_leaves(structure: Any) -> list[seamless.Buffer]:
+    """Return the buffers that a deep structure names and that this process holds.
 
-
-def _store_report(checksum: seamless.Checksum, error: Exception) -> str:
-    return (
-        f"The result {checksum} was computed, but could not be stored: "
-        f"{type(error).__name__}: {error}\n"
-        "The hashserver is away, full, or refuses this jobserver. Run the workflow again when it "
-        "is back.\n"
-    )
+    Those that it does not hold were in the store before the job.
+    """
+    cache = get_buffer_cache()
+    held = (cache.get(seamless.Checksum(leaf)) for leaf in set(leaves(structure)))
+    return [buffer for buffer in held if buffer is not None]

@@ -1,0 +1,180 @@
+"""One worker process, seen from the server: the executor in front of it, and how it ends.
+
+An executor of exactly one spawned process, because one dead process breaks a whole executor for
+good. A worker that must not go on (a limit, a cancellation that reclaims) is *condemned*: killed,
+with a verdict that becomes the explanation of its end.
+"""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+from seamless_jobserver.messages import Outcome, RunRequest, WorkerProgram, WorkerSettings
+from seamless_jobserver.processtree import ProcessId, kill_tree, terminate_tree
+from seamless_jobserver.progress import Phase, Progress
+from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
+
+START_LIMIT: Final = 180.0
+"""Seconds for a worker to import its packages, which takes long from a busy network disk."""
+END_LIMIT: Final = 5.0
+"""Seconds to wait for the exit code of a worker whose end was noticed."""
+TERMINATION_LIMIT: Final = 2.0
+"""Seconds between SIGTERM and SIGKILL for a worker whose job is reclaimed."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerGone(Exception):
+    """The worker ended before it took the job; another slot can run it."""
+
+
+class WorkerLost(Exception):
+    """The worker ended with the job, before the job's own code began; the message says how."""
+
+
+class WorkerStartFailed(Exception):
+    """A worker could not be started; the message is the cause, for a person."""
+
+
+class Worker:
+    """One worker process and the executor in front of it.
+
+    `verdict` says why it was condemned, if it was; `retired` whether it was ended because it could
+    not be put back after a job.
+    """
+
+    def __init__(
+        self, program: WorkerProgram, settings: WorkerSettings, progress_path: str
+    ) -> None:
+        self._program = program
+        self._progress_path = progress_path
+        self._progress = Progress(progress_path, create=True)
+        self._kills = OutOfMemoryKills()
+        self.verdict: str | None = None
+        self.retired = False
+        self._executor = ProcessPoolExecutor(
+            max_workers=1, mp_context=multiprocessing.get_context("spawn")
+        )
+        before = set(multiprocessing.active_children())
+        try:
+            # Submitting is what starts the process, in this thread, before it returns.
+            self._warm_up: Future[str | None] = self._executor.submit(
+                program.warm_up, settings, progress_path
+            )
+            (self._process,) = set(multiprocessing.active_children()) - before
+        except (OSError, ValueError) as error:
+            self._executor.shutdown(wait=False)
+            self.forget()
+            raise WorkerStartFailed(f"no process could be started: {error}") from error
+        self._identity = ProcessId.of(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the worker."""
+        return self._process.pid or 0
+
+    @property
+    def process(self) -> BaseProcess:
+        """The worker's process, of which `sentinel` becomes readable at its end."""
+        return self._process
+
+    @property
+    def identity(self) -> ProcessId | None:
+        """Pid and start time, or None when the process had already ended."""
+        return self._identity
+
+    async def ready(self) -> None:
+        """Return when the worker can take jobs. Raises `WorkerStartFailed` with the cause."""
+        try:
+            cause = await asyncio.wait_for(asyncio.wrap_future(self._warm_up), START_LIMIT)
+        except asyncio.TimeoutError:
+            raise WorkerStartFailed(
+                f"it was not ready within {START_LIMIT:.0f} s: is the disk with its packages slow?"
+            ) from None
+        except BrokenExecutor:
+            raise WorkerStartFailed(f"it ended by {await self.describe_end()}") from None
+        if cause is not None:
+            raise WorkerStartFailed(cause)
+
+    def submit(
+        self, request: RunRequest, output_path: str, input_timeout: float
+    ) -> "Future[Outcome]":
+        """Hand a job to the worker. Raises `WorkerGone` when it has ended."""
+        self._progress.enter(Phase.HANDED_OVER)
+        self._kills.begin()
+        try:
+            return self._executor.submit(self._program.run_job, request, output_path, input_timeout)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise WorkerGone from error
+
+    def record(self, request: RunRequest, result: str) -> "Future[str | None]":
+        """Have the worker tell the database. Raises `WorkerGone` when it has ended."""
+        try:
+            return self._executor.submit(self._program.record_result, request.checksum, result)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise WorkerGone from error
+
+    @property
+    def phase(self) -> Phase:
+        """How far the worker is with the job that it was handed last."""
+        return self._progress.phase
+
+    async def describe_end(self) -> str:
+        """Return how the process ended, in words: the signal or exit code, and the likely cause."""
+        code = await asyncio.get_running_loop().run_in_executor(None, self._exit_code)
+        return describe_exit(code, out_of_memory=code == -signal.SIGKILL and self._kills.happened)
+
+    def _exit_code(self) -> int | None:
+        deadline = time.monotonic() + END_LIMIT
+        pause = threading.Event()  # never set: it is waited for, with a limit
+        self._process.join(END_LIMIT)
+        # Another thread, of the executor for one, may have collected the exit status a moment ago
+        # and not have noted it yet: `join` then returns without one.
+        while self._process.exitcode is None and time.monotonic() < deadline:
+            pause.wait(0.005)
+        return self._process.exitcode
+
+    def condemn(self, verdict: str) -> None:
+        """Kill the worker because of `verdict`, which becomes the explanation of its end."""
+        if self.verdict is None:
+            self.verdict = verdict
+        self.kill()
+
+    async def terminate(self, verdict: str) -> None:
+        """End the worker and all below it: first SIGTERM, and SIGKILL after a while."""
+        if self.verdict is None:
+            self.verdict = verdict
+        if self._identity is not None:
+            terminate_tree(self._identity)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._process.join, TERMINATION_LIMIT)
+        self.kill()
+
+    def forget(self) -> None:
+        """Give back what this side holds of a worker that has ended."""
+        self._progress.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._progress_path)
+
+    def kill(self) -> None:
+        """Kill the process and everything below it. Further calls do nothing."""
+        if self._identity is not None:
+            refused = kill_tree(self._identity)
+            if refused:
+                _log.warning("processes of another user were left alone: %s", sorted(refused))
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def close(self, timeout: float) -> None:
+        """Let an idle process end by itself within `timeout` seconds, then kill what is left."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._process.join, timeout)
+        self.kill()

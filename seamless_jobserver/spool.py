@@ -1,0 +1,94 @@
+"""The spool: results that were computed, and that no store would take.
+
+Each is a directory with the buffers as files that are named by their checksums, and a manifest
+that says what they are. It is made under another name and renamed when it is whole. All of it is
+readable by its user alone.
+
+A spooled result is used in two ways. ``seamless-jobserver upload`` brings it to the store and tells
+the database of it. And a worker that is asked for the same transformation again offers the spooled
+result to the store, instead of computing it a second time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+MANIFEST: Final = "manifest.json"
+
+
+def spool_directory() -> Path:
+    """Return where spooled results are kept, whether it exists or not.
+
+    ``SEAMLESS_JOBSERVER_SPOOL``, or a folder of the user's state directory (XDG Base Directory
+    Specification, ``XDG_STATE_HOME``).
+    """
+    chosen = os.environ.get("SEAMLESS_JOBSERVER_SPOOL")
+    if chosen:
+        return Path(chosen)
+    state = os.environ.get("XDG_STATE_HOME")
+    base = Path(state) if state else Path.home() / ".local" / "state"
+    return base / "seamless-jobserver" / "spool"
+
+
+def entry_path(spool: Path, transformation: str, envelope: Any) -> Path:
+    """Return the directory for the result of a transformation that ran with `envelope` (JSON)."""
+    canonical = json.dumps(envelope, sort_keys=True).encode()
+    return spool / f"{transformation}-{hashlib.sha256(canonical).hexdigest()[:16]}"
+
+
+def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> None:
+    """Make the entry at `path`, with `buffers` by checksum; it is whole, or it is not there.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # mkdtemp makes a directory that is the user's alone, whatever the umask is.
+    making = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
+    try:
+        for checksum, content in buffers.items():
+            _write(making / checksum, content)
+        text = json.dumps({**manifest, "buffers": list(buffers)}, indent=2)
+        _write(making / MANIFEST, text.encode())
+        if path.exists():
+            shutil.rmtree(path)
+        making.rename(path)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of the entry at `path`, or None when there is no whole entry."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def entries(spool: Path) -> Iterator[Path]:
+    """Yield the whole entries in `spool`, oldest first."""
+    try:
+        found = [path for path in spool.iterdir() if (path / MANIFEST).is_file()]
+    except FileNotFoundError:
+        return
+    yield from sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def remove(path: Path) -> None:
+    """Remove an entry; the manifest goes first, so that half an entry is none."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,108 @@
+"""``seamless-jobserver upload``: bring spooled results to the store, and tell the database.
+
+The store is spoken to as hashserver wants it (protocol.md, "Where buffers live"): a buffer counts
+as stored when the answer is 200 or 201, and is sent again after a 202. What could be uploaded is
+removed from the spool; what could not stays for the next time.
+"""
+
+import argparse
+import http.client
+import json
+import sys
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from seamless_jobserver import spool
+
+_TIMEOUT: Final = 120.0
+_ATTEMPTS: Final = 60
+_PAUSE: Final = 1.0
+
+
+class UploadFailed(Exception):
+    """A server did not take what it was sent; the message says which and why."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Upload the entries that `arguments` name, by default all; return 1 when any is left."""
+    parser = argparse.ArgumentParser(
+        prog="seamless-jobserver upload",
+        description="Upload results that were computed while the hashserver could not be reached, "
+        "and record them in the database, so that they are not computed again.",
+    )
+    parser.add_argument("entries", nargs="*", metavar="DIRECTORY", help="default: all there are")
+    parser.add_argument("--store", metavar="URL", help="the hashserver, if it has moved")
+    parser.add_argument("--database", metavar="URL", help="the database, if it has moved")
+    options = parser.parse_args(arguments)
+    paths = [Path(one) for one in options.entries] or list(spool.entries(spool.spool_directory()))
+    if not paths:
+        print(f"Nothing is waiting in {spool.spool_directory()}.")  # noqa: T201
+    left = 0
+    for path in paths:
+        try:
+            _upload(path, options.store, options.database)
+            print(f"{path.name}: uploaded")  # noqa: T201
+        except (UploadFailed, OSError, http.client.HTTPException) as error:
+            left += 1
+            print(f"{path.name}: not uploaded: {error}", file=sys.stderr)  # noqa: T201
+    return 1 if left else 0
+
+
+def _upload(path: Path, store: str | None, database: str | None) -> None:
+    manifest = spool.read(path)
+    if manifest is None:
+        raise UploadFailed(f"{path} holds no spooled result")
+    stores = [store] if store else manifest["stores"]
+    if not stores:
+        raise UploadFailed("it names no hashserver; name one with --store URL")
+    for url in stores:
+        for checksum in manifest["buffers"]:
+            _put_buffer(url, checksum, path / checksum)
+    for url in [database] if database else manifest["databases"]:
+        fields = {
+            "type": "transformation",
+            "checksum": manifest["transformation"],
+            "value": manifest["result"],
+        }
+        status = _put(url, "/", json.dumps(fields).encode())
+        if status not in (200, 201):
+            raise UploadFailed(f"the database {_shown(url)} answered {status}")
+    spool.remove(path)
+
+
+def _put_buffer(url: str, checksum: str, path: Path) -> None:
+    pause = threading.Event()  # never set: it is waited for, with a limit
+    for _ in range(_ATTEMPTS):
+        status = _put(url, f"/{checksum}", path.read_bytes())
+        if status in (200, 201):
+            return
+        if status != 202:
+            raise UploadFailed(f"the hashserver {_shown(url)} answered {status}")
+        pause.wait(_PAUSE)
+    raise UploadFailed(f"somebody else keeps sending {checksum} to {_shown(url)}")
+
+
+def _put(url: str, path: str, content: bytes) -> int:
+    parts = urllib.parse.urlsplit(url)
+    kind: Any = (
+        http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    )
+    connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT)
+    try:
+        connection.request("PUT", parts.path.rstrip("/") + path, body=content)
+        response = connection.getresponse()
+        response.read()
+        return int(response.status)
+    except OSError as error:
+        raise UploadFailed(f"{_shown(url)} cannot be reached: {error}") from error
+    finally:
+        connection.close()
+
+
+def _shown(url: str) -> str:
+    """Return `url` without the password that it may hold."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port}"
