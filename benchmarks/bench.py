@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.caller import BenchmarkFailed
 from benchmarks.figures import Curve, Figure, Results
 from benchmarks.recipes import Recipes
 from benchmarks.subjects import FLOOR, OURS, SERVERS, UPSTREAM, Floor, Server, Subject
@@ -56,6 +57,15 @@ class Bench:
     def say(self, text: str) -> None:
         """Tell the user how far it is, and how busy the machine."""
         print(f"[load {os.getloadavg()[0]:.1f}] {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def tolerating(self, what: str) -> Iterator[None]:
+        """Note it when a subject does not get through this part, and go on with the others."""
+        try:
+            yield
+        except BenchmarkFailed as failure:
+            self.results.failures.append(f"{what}: {failure}")
+            self.say(self.results.failures[-1])
 
     def command(self, name: str) -> str:
         """Return the command of a jobserver."""

@@ -13,8 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-_LIMIT: Final = 900.0
+_LIMIT: Final = 300.0
 """Seconds for any one answer."""
+_STALLED: Final = 60.0
+"""Seconds without any answer to any of many callers after which a jobserver counts as stuck."""
 _CHUNK: Final = 64 * 1024
 
 
@@ -88,7 +90,7 @@ def burst(port: int, requests: list[bytes], connections: int) -> list[Answer | N
             number, request = waiting.pop()
             held.open(number, request)
         while held.open_count:
-            for lane, broken in held.ready(_LIMIT):
+            for lane, broken in held.ready(_STALLED):
                 answer = None if broken else _parse(lane.received, begun)
                 if answer is None and not broken:
                     continue

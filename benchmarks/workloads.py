@@ -71,7 +71,8 @@ def crowd(bench: Bench) -> None:
     last = bench.figure("crowd", "400 callers at one instant, until the last answer", "s")
     with bench.all_subjects(folder=True, workers=2) as subjects:
         for name, subject in in_turns(subjects, bench.count(3, 1)):
-            last.add(name, [max(subject.at_once(bench.recipes.small(400), 400))])
+            with bench.tolerating(f"crowd, {name}"):
+                last.add(name, [max(subject.at_once(bench.recipes.small(400), 400))])
 
 
 def start_up(bench: Bench) -> None:
@@ -114,10 +115,11 @@ def waiting_jobs(bench: Bench) -> None:
     with bench.all_subjects(folder=True) as subjects:
         for number in (1, 10, 100, 1000):
             for name, subject in in_turns(subjects, bench.count(3, 1)):
-                for _ in range(20 if number == 1 else 1):
-                    jobs = bench.recipes.small(number)
-                    seconds = max(subject.at_once(jobs, number))
-                    curve.add(name, number, [1000 * seconds / number])
+                with bench.tolerating(f"{number} waiting jobs, {name}"):
+                    for _ in range(20 if number == 1 else 1):
+                        jobs = bench.recipes.small(number)
+                        seconds = max(subject.at_once(jobs, number))
+                        curve.add(name, number, [1000 * seconds / number])
 
 
 def pins(bench: Bench) -> None:
