@@ -12,7 +12,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _UPSTREAM: Final = ("seamless-jobserver==0.3.0", "seamless-remote", "seamless-config", "numpy")
-_OURS: Final = ("-e", f"{ROOT}[bench]")
+_OURS: Final = (f"{ROOT}[bench]",)
 
 
 def make_upstream(cache: Path) -> Path:
@@ -21,8 +21,13 @@ def make_upstream(cache: Path) -> Path:
 
 
 def make_ours(cache: Path) -> Path:
-    """Return the folder of an environment with this jobserver, made when it is not there."""
-    return _make(cache / "ours", _OURS)
+    """Return the folder of an environment with this jobserver, as it is now.
+
+    Installed as a user would, not in editable mode: that compiles it, as upstream's is.
+    """
+    folder = _make(cache / "ours", _OURS)
+    _install(folder, "--no-deps", "--force-reinstall", str(ROOT))
+    return folder
 
 
 def _make(folder: Path, packages: tuple[str, ...]) -> Path:
@@ -30,8 +35,11 @@ def _make(folder: Path, packages: tuple[str, ...]) -> Path:
     if not complete.exists():
         print(f"making {folder} …", file=sys.stderr, flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        subprocess.run(
-            [folder / "bin" / "pip", "install", "--quiet", *packages], check=True, timeout=1800
-        )
+        _install(folder, *packages)
         complete.touch()
     return folder
+
+
+def _install(folder: Path, *arguments: str) -> None:
+    pip = folder / "bin" / "pip"
+    subprocess.run([pip, "install", "--quiet", *arguments], check=True, timeout=1800)
