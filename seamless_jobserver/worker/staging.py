@@ -110,7 +110,9 @@ class Staging:
 
         Empty ones are left out: Seamless knows them by their checksum. Raises `StoreUnavailable`.
         """
-        self.call(_together([self._store(buffer) for buffer in buffers if len(buffer)]))
+        wanted = [buffer for buffer in buffers if len(buffer)]
+        if wanted:
+            self.call(_together([self._store(buffer) for buffer in wanted]))
 
     @property
     def kept(self) -> int:
