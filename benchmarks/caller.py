@@ -64,7 +64,10 @@ class Caller:
         self._socket.sendall(request)
         received = bytearray()
         while True:
-            data = self._socket.recv(_CHUNK)
+            try:
+                data = self._socket.recv(_CHUNK)
+            except TimeoutError:
+                raise BenchmarkFailed(f"no answer within {_LIMIT:.0f} s") from None
             if not data:
                 raise BenchmarkFailed("the jobserver closed a connection")
             received += data

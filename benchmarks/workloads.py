@@ -142,8 +142,9 @@ def buffers(bench: Bench) -> None:
             for size in sizes[: bench.count(6, 4)]:
                 rounds = 1 if size > 100 * MB else bench.count(5, 2)
                 for name, subject in in_turns(subjects, rounds):
-                    times = subject.one_by_one([bench.recipes.through(size)])
-                    curve.add(name, size, [1000 * seconds for seconds in times])
+                    with bench.tolerating(f"a buffer of {size:,} bytes, {way}, {name}"):
+                        times = subject.one_by_one([bench.recipes.through(size)])
+                        curve.add(name, size, [1000 * seconds for seconds in times])
 
 
 WORKLOADS: Final[dict[str, Workload]] = {
