@@ -111,6 +111,10 @@ def _path(text: str) -> Path:
     return Path(_text(text)).expanduser()
 
 
+def _size_or_zero(text: str) -> int:
+    return 0 if text == "0" else _size(text)
+
+
 def _switch(text: str) -> bool:
     word = text.lower()
     if word not in _SWITCH:
@@ -173,6 +177,13 @@ OPTIONS: Final = (
         "600",
         "how long a computed result is offered to a store that does not take it, before it is "
         "kept in a file",
+    ),
+    _Option(
+        "cache-size",
+        _size_or_zero,
+        ("SIZE",),
+        "256M",
+        "how much of their inputs each worker keeps for further jobs; 0: nothing",
     ),
     _Option(
         "job-timeout", _seconds, ("SECONDS",), None, "end a job that takes longer (default: none)"

@@ -38,8 +38,8 @@ class WorkerSettings:
     its own; `workers` is how many there are, and `slot` the number of this one. `input_timeout` is
     for how many seconds a job waits for inputs that a client has promised, or for a store that is
     away; `store_timeout` for how many a computed result is offered to a store that does not take
-    it. `open_files` is the soft limit on open files that the server was started with, for the jobs
-    to find.
+    it. `cache_size` is how many bytes of inputs are kept from job to job. `open_files` is the soft
+    limit on open files that the server was started with, for the jobs to find.
     """
 
     clients: dict[str, Any]
@@ -49,6 +49,7 @@ class WorkerSettings:
     input_timeout: float
     store_timeout: float
     open_files: int
+    cache_size: int
     slot: int = 0
 
 

@@ -85,6 +85,15 @@ def children(pid: int) -> set[int]:
     return _scanned_children(pid) if listed is None else listed
 
 
+def has_children() -> bool:
+    """Whether this process has any children, zombies included: one system call, no look around."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def reap(pid: int) -> None:
     """Collect the exit status of a child that was killed; one that is no child is left alone."""
     try:
@@ -133,16 +142,11 @@ class Memory(NamedTuple):
 
 def read_memory(pid: int | str = "self") -> Memory:
     """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
-    values: dict[str, int] = {}
     try:
-        with open(f"/proc/{pid}/status") as status:
-            for line in status:
-                name, _, rest = line.partition(":")
-                if name in ("VmRSS", "VmHWM", "RssFile"):
-                    values[name] = int(rest.split()[0]) * 1024
+        status = _read(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended since it was listed
-    return Memory(values.get("VmRSS", 0), values.get("VmHWM", 0), values.get("RssFile", 0))
+        return Memory(0, 0, 0)  # it has ended since it was listed
+    return Memory(*(_amount(status, name) for name in (b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:")))
 
 
 def tree_memory(pid: int) -> int:
@@ -210,6 +214,12 @@ def _scanned_children(pid: int) -> set[int]:
             if stat is not None and stat.parent == pid:
                 found.add(int(name))
     return found
+
+
+def _amount(status: bytes, name: bytes) -> int:
+    # Not line by line: there are sixty of them.
+    start = status.find(name)
+    return int(status[start + len(name) :].split(None, 1)[0]) * 1024 if start >= 0 else 0
 
 
 def _read(path: str) -> bytes:

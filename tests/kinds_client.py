@@ -19,6 +19,7 @@ from seamless import Buffer, Checksum
 from seamless.transformer import delayed, direct
 from seamless_config.select import select_execution, select_remote
 from seamless_remote import buffer_remote, jobserver_remote
+from seamless_remote.jobserver_client import JobserverClient
 
 KINDS = {}
 CELLTYPES = {
@@ -332,6 +333,10 @@ outputs:
 
 @kind
 def compiled(_directory):
+    return hundredfold(3, 4)
+
+
+def hundredfold(a, b):
     from seamless_transformer import DirectCompiledTransformer
 
     run = DirectCompiledTransformer("c")
@@ -342,7 +347,22 @@ def compiled(_directory):
         int transform(int32_t a, int32_t b, int32_t *result) { *result = 100 * a + b; return 0; }
         """
     )
-    return int(run(a=3, b=4))
+    return int(run(a=a, b=b))
+
+
+@kind
+def compiled_metadata(_directory):
+    answers = []
+    real = JobserverClient.run_transformation
+
+    async def noting(*arguments, **named):
+        answers.append(await real(*arguments, **named))
+        return answers[-1]
+
+    JobserverClient.run_transformation = noting
+    hundredfold(5, 6)
+    runtime = answers[0]["record_runtime"]
+    return [len(runtime["compiled_module_digest"]), runtime["compilation_time_seconds"] > 0]
 
 
 @kind

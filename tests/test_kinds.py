@@ -37,6 +37,7 @@ EXPECTED = {
     "none_as_result": ("RuntimeError: Result is empty",),
     "empty_buffer": True,
     "compiled": 304,
+    "compiled_metadata": [64, True],
     "compiled_with_extra_object": 17,
 }
 

@@ -450,7 +450,7 @@ class Survival(OnAStore):
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=1))), 2)
 
     def test_a_worker_lets_go_of_a_jobs_data(self):
-        server = self.start()
+        server = self.start("--cache-size", "0")
         pid = self.value(
             server.run(
                 self.store.request("def f(a):\n    import os\n    return os.getpid()\n", a=0)
@@ -463,6 +463,15 @@ class Survival(OnAStore):
             sizes.append(resident(pid))
         self.assertLess(max(sizes) - min(sizes), 20 * MEGABYTE, sizes)
         self.assertLess(max(sizes), 120 * MEGABYTE, sizes)
+
+    def test_a_worker_keeps_no_more_inputs_than_it_may(self):
+        server = self.start("--cache-size", "100M")
+        code = "def f(a):\n    import os\n    return os.getpid()\n"
+        sizes = []
+        for _ in range(6):
+            request = self.store.request(code, a=os.urandom(40 * MEGABYTE))
+            sizes.append(resident(self.value(server.run(request))))
+        self.assertLess(max(sizes) - sizes[1], 40 * MEGABYTE, sizes)
 
     def test_the_server_itself_holds_no_data(self):
         server = self.start()

@@ -82,6 +82,7 @@ class Settings:
     status_file: Path | None
     input_timeout: float
     store_timeout: float
+    cache_size: int
     job_timeout: float | None
     memory_limit: int | None
     reclaim_canceled: bool
@@ -191,6 +192,7 @@ def _serve(
                 input_timeout=settings.input_timeout,
                 store_timeout=settings.store_timeout,
                 open_files=open_files,
+                cache_size=settings.cache_size,
             ),
             guardian,
             output,

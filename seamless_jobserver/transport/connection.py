@@ -125,6 +125,9 @@ class Connection(asyncio.BufferedProtocol):
         Raises `Disconnected`, `TimedOut` or `http1.MalformedMessage`.
         """
         self.received = 0
+        if not expect and len(body) <= _LANDING:
+            # In one piece, for which the server wakes up once.
+            head, body = head + body, b""
         await self._send(head, patience)
         if expect:
             limit = CONTINUE_PATIENCE if patience is None else min(patience, CONTINUE_PATIENCE)

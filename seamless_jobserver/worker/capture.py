@@ -29,6 +29,7 @@ class OutputCapture:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
+        self._file: int | None = None
         self._stdout = _stream(_STDOUT)
         self._stderr = _stream(_STDERR)
         self._install()
@@ -43,16 +44,27 @@ class OutputCapture:
         before = os.dup(_STDOUT), os.dup(_STDERR)
         try:
             self._flush()
-            os.dup2(file, _STDOUT)
-            os.dup2(file, _STDERR)
+            self._file = file
+            self.mend()
             yield
         finally:
+            self._file = None
             self._flush()
             os.dup2(before[0], _STDOUT)
             os.dup2(before[1], _STDERR)
             for descriptor in (file, *before):
                 os.close(descriptor)
             self._install()
+
+    def mend(self) -> None:
+        """Point both descriptors at the present job's file again, if a job has closed them.
+
+        To be called when the job's code has ended, before anything else is opened: a connection
+        that got the number of a closed descriptor would be closed in its place, or close it later.
+        """
+        if self._file is not None:
+            os.dup2(self._file, _STDOUT)
+            os.dup2(self._file, _STDERR)
 
     def _install(self) -> None:
         """Put our streams back, whatever a job made of ``sys.stdout``; mend those it closed."""

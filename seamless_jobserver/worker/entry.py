@@ -19,7 +19,7 @@ from multiprocessing import connection, parent_process
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings
-from seamless_jobserver.progress import Progress
+from seamless_jobserver.progress import Phase, Progress
 
 _worker: "_Worker | None" = None
 
@@ -83,7 +83,7 @@ class _Worker:
         select_record(settings.record)  # last: what comes before may reset it
         self._progress = progress
         self._capture = OutputCapture()
-        self._staging = Staging(settings.store_timeout)
+        self._staging = Staging(settings.store_timeout, settings.cache_size)
         self._execution = Execution(self._staging, Safekeeping(settings.clients))
         self._meter = Meter()
         take_over(settings, self._execution.run_and_store, self._meter)
@@ -100,7 +100,7 @@ class _Worker:
                     request,
                     input_timeout,
                     self._meter,
-                    self._progress.enter,
+                    self._enter,
                 )
         except OSError as error:
             outcome = Outcome(
@@ -108,7 +108,12 @@ class _Worker:
                 message=f"The job's output file {output_path} cannot be written: {error}. "
                 "Is the disk for temporary files full?\n",
             )
-        return dataclasses.replace(outcome, retire=self._surroundings.restore())
+        return dataclasses.replace(outcome, retire=self._surroundings.restore(self._staging.kept))
+
+    def _enter(self, phase: Phase) -> None:
+        self._progress.enter(phase)
+        if phase is Phase.STORING:
+            self._capture.mend()
 
     def record(self, transformation: str, result: str) -> str | None:
         from seamless import Checksum

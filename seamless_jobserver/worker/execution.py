@@ -25,6 +25,7 @@ from seamless_jobserver.worker.measure import Measurement, Meter
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
+from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping
 from seamless_jobserver.worker.staging import (
     NO_STORE,
@@ -56,7 +57,7 @@ class Execution:
 
         `input_timeout` is in seconds; `enter` is called as each phase of the job begins.
         """
-        measurement = meter.start()
+        measurement = meter.start(self._staging.kept)
 
         def ended(ending: Ending, message: str) -> Outcome:
             return Outcome(ending, message=message, runtime=measurement.finish())
@@ -114,6 +115,9 @@ class Execution:
             require_value=not request.scratch,
         )
         runtime = measurement.finish()
+        if is_compiled(request):
+            # Compiled code is given pointers, and can write where Python could not.
+            self._staging.forget(inputs)
         if parse_remote_job_written(result) is not None:
             return Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
         checksum = Checksum(result)

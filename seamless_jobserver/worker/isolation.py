@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from seamless_jobserver.processtree import children, read_memory
+from seamless_jobserver.processtree import children, has_children, read_memory
 
 GROWTH_LIMIT: Final = 512 * 1024 * 1024
 """Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
@@ -88,10 +88,11 @@ class Surroundings:
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._resident = read_memory().resident
 
-    def restore(self) -> str | None:
+    def restore(self, kept: int = 0) -> str | None:
         """Put the process back; return why that is not possible, in words, or None.
 
-        Everything that can be put back is, whatever else cannot.
+        Everything that can be put back is, whatever else cannot. `kept` is how many bytes are kept
+        on purpose, and are no growth.
         """
         reasons = [
             reason
@@ -103,7 +104,7 @@ class Surroundings:
                 self._restore_logging,
                 self._check_children,
                 self._check_threads,
-                self._check_growth,
+                lambda: self._check_growth(kept),
             )
             if (reason := step()) is not None
         ]
@@ -174,6 +175,8 @@ class Surroundings:
         return None
 
     def _check_children(self) -> str | None:
+        if not has_children():
+            return None
         left = [pid for pid in children(os.getpid()) if not _is_harmless(pid)]
         return f"a job left {len(left)} processes behind" if left else None
 
@@ -187,12 +190,12 @@ class Surroundings:
                     left.append(thread.name)
         return f"a job left threads behind: {', '.join(sorted(left))}" if left else None
 
-    def _check_growth(self) -> str | None:
+    def _check_growth(self, kept: int) -> str | None:
         if len(os.listdir("/proc/self/fd")) > self._descriptors + DESCRIPTOR_LIMIT:
             return f"jobs left over {DESCRIPTOR_LIMIT} files open"
-        if read_memory().resident - self._resident > GROWTH_LIMIT:
+        if read_memory().resident - self._resident - kept > GROWTH_LIMIT:
             self._libc.malloc_trim(0)  # what is free may only not have been given back
-            grown = read_memory().resident - self._resident
+            grown = read_memory().resident - self._resident - kept
             if grown > GROWTH_LIMIT:
                 return f"it has grown by {grown // 2**20} MB"
         return None

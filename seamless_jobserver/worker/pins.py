@@ -49,6 +49,19 @@ def needs(transformation: dict[str, Any], dunder: dict[str, Any]) -> Iterator[Ne
             yield Need(key, "plain", checksum.lower())
 
 
+def leaves(structure: Any) -> Iterator[str]:
+    """Yield the checksums in a deep structure: nested dicts and lists with hex strings."""
+    pending = [structure]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, str):
+            yield value
+
+
 def pins_with(checksum: str, transformation: dict[str, Any], dunder: dict[str, Any]) -> list[str]:
     """Return the names of the pins and keys that hold `checksum`, for a message to a person."""
     names = [

@@ -6,8 +6,11 @@ and whether the process was as those probes describe it. All of it is Seamless's
 through its public functions. A record probe is the run that makes such a probe, and has none.
 """
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
+from seamless_transformer import compiler
 from seamless_transformer.probe_index import ensure_record_bucket_preconditions, is_record_probe
 from seamless_transformer.transformation_cache import (
     build_compilation_context_checksum,
@@ -33,14 +36,47 @@ def probe_context(request: RunRequest, staging: Staging) -> dict[str, Any] | Non
     return context
 
 
+def is_compiled(request: RunRequest) -> bool:
+    """Whether the job is one of compiled code."""
+    return bool(request.transformation.get("__compiled__") or request.dunder.get("__compiled__"))
+
+
 def compilation_runtime(request: RunRequest, staging: Staging) -> dict[str, Any]:
     """Return what ``record_runtime`` says of a compiled job, in either mode; else nothing."""
-    if not (request.transformation.get("__compiled__") or request.dunder.get("__compiled__")):
+    if not is_compiled(request):
         return {}
-    runtime: dict[str, Any] = staging.call(
-        collect_compilation_runtime_metadata(request.transformation, request.dunder)
+    return staging.call(_compilation_runtime(request))
+
+
+async def _compilation_runtime(request: RunRequest) -> dict[str, Any]:
+    digests: list[str] = []
+    _digests.set(digests)
+    runtime = dict(
+        await collect_compilation_runtime_metadata(request.transformation, request.dunder)
     )
+    if digests:
+        runtime["compiled_module_digest"] = digests[-1]
     return runtime
+
+
+def _noting_digests(get_info: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Have the digest of each module that is looked up noted for whoever asks in this context.
+
+    Seamless's own function for the metadata looks the module up, and keeps its digest to itself.
+    """
+
+    def noting(*arguments: Any, **named: Any) -> dict[str, Any]:
+        info = get_info(*arguments, **named)
+        digests = _digests.get()
+        if digests is not None and isinstance(info.get("digest"), str):
+            digests.append(info["digest"])
+        return info
+
+    return noting
+
+
+_digests: ContextVar[list[str] | None] = ContextVar("compiled modules", default=None)
+compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module_info)
 
 
 def answer_fields(

@@ -33,7 +33,8 @@ from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
-from seamless_jobserver.worker.pins import Need
+from seamless_jobserver.worker.nearby import Nearby
+from seamless_jobserver.worker.pins import Need, leaves
 
 _AT_ONCE: Final = 16
 """Transfers under way at a time; the store answers from one process, and more only queue there."""
@@ -75,9 +76,10 @@ class StoreUnavailable(Exception):
 class Staging:
     """Moves the buffers of the worker's jobs. Make one in each worker process."""
 
-    def __init__(self, store_timeout: float) -> None:
-        """`store_timeout` is in seconds; see above."""
+    def __init__(self, store_timeout: float, cache_size: int) -> None:
+        """`store_timeout` is in seconds; see above. `cache_size` is in bytes: see `InputCache`."""
         self._store_timeout = store_timeout
+        self._nearby = Nearby(cache_size)
         self._loop = asyncio.new_event_loop()
         # Files are read in threads of this pool, which by their name are told from a job's own.
         self._files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
@@ -94,14 +96,33 @@ class Staging:
         input timeout, in seconds; `waiting` is called when it takes longer than a moment. Raises
         `InputMissing`, `InputUndelivered` or `StoreUnavailable`.
         """
-        return self.call(_fetch_all(list(needs), timeout, waiting))
+        wanted = list(needs)
+        # Held until the loop has found them in Seamless's weak cache.
+        near, complete = self._nearby.take(wanted)
+        if complete:
+            return near
+        fetched = self.call(_fetch_all(wanted, timeout, waiting))
+        self._nearby.keep(fetched)
+        return fetched
 
     def store(self, buffers: list[seamless.Buffer]) -> None:
         """Write `buffers` to every write server and return when all have confirmed them.
 
         Empty ones are left out: Seamless knows them by their checksum. Raises `StoreUnavailable`.
         """
-        self.call(_together([self._store(buffer) for buffer in buffers if len(buffer)]))
+        wanted = [buffer for buffer in buffers if len(buffer)]
+        if wanted:
+            self.call(_together([self._store(buffer) for buffer in wanted]))
+
+    def forget(self, buffers: list[seamless.Buffer]) -> None:
+        """Do not keep `buffers` for other jobs: their content may not be what it was."""
+        for buffer in buffers:
+            self._nearby.cache.forget(buffer.get_checksum().hex())
+
+    @property
+    def kept(self) -> int:
+        """Bytes of inputs that are kept from job to job."""
+        return self._nearby.cache.size
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -262,19 +283,6 @@ async def _together(work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
         for one in work:
             one.close()
         raise
-
-
-def leaves(structure: Any) -> Iterator[str]:
-    """Yield the checksums in a deep structure: nested dicts and lists with hex strings."""
-    pending = [structure]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-        elif isinstance(value, str):
-            yield value
 
 
 def held_leaves(structure: Any) -> list[seamless.Buffer]:

@@ -1,0 +1,142 @@
+"""What is compared: upstream's jobserver, ours, and the floor, each a process of its own."""
+
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.caller import Answer, BenchmarkFailed, Caller, burst, encode
+from seamless_jobserver.processtree import descendants
+from tests.stack import Jobserver
+
+FLOOR: Final = "floor"
+UPSTREAM: Final = "upstream"
+OURS: Final = "ours"
+SUBJECTS: Final = (FLOOR, UPSTREAM, OURS)
+SERVERS: Final = (UPSTREAM, OURS)
+
+_FLOOR_SCRIPT: Final = Path(__file__).with_name("floor.py")
+
+
+class Server:
+    """A running jobserver, upstream's or ours."""
+
+    def __init__(self, jobserver: Jobserver) -> None:
+        self._jobserver = jobserver
+        self._caller: Caller | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._jobserver.port
+
+    def one_by_one(self, jobs: list[dict[str, Any]]) -> list[float]:
+        """Run jobs one after another on one connection; return the seconds of each."""
+        if self._caller is None:
+            self._caller = Caller(self.port)
+        try:
+            return [_good(self._caller.call(request)).seconds for request in map(encode, jobs)]
+        except BenchmarkFailed:
+            # A late answer would be taken for that to the next request.
+            self._caller.close()
+            self._caller = None
+            raise
+
+    def at_once(self, jobs: list[dict[str, Any]], connections: int) -> list[float]:
+        """Run jobs over so many connections; return when each had its answer, in seconds."""
+        answers = burst(self.port, [encode(job) for job in jobs], connections)
+        return [_good(answer).seconds for answer in answers]
+
+    def memory(self) -> float:
+        """Return the PSS of the server and everything below it, in bytes."""
+        pids = [self._jobserver.process.pid, *descendants(self._jobserver.process.pid)]
+        return float(sum(_pss(pid) for pid in pids))
+
+    def stop(self) -> None:
+        """Kill the server and all below it: a job may still run, and nobody waits for it."""
+        if self._caller is not None:
+            self._caller.close()
+        if self._jobserver.process.poll() is None:
+            self._jobserver.kill_tree()
+
+
+class Floor:
+    """Bare scripts, as many as there are workers to be compared with."""
+
+    def __init__(self, python: Path, parameters: dict[str, Any], scripts: int, log: Path) -> None:
+        log.parent.mkdir(parents=True)
+        with open(log, "ab") as errors:
+            self._scripts = [
+                subprocess.Popen(
+                    [python, str(_FLOOR_SCRIPT), json.dumps(parameters)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+                for _ in range(scripts)
+            ]
+        for script in self._scripts:
+            _line(script)
+
+    def one_by_one(self, jobs: list[dict[str, Any]]) -> list[float]:
+        """Run jobs one after another; return the seconds of each."""
+        _send(self._scripts[0], jobs)
+        times: list[float] = json.loads(_line(self._scripts[0]))
+        return times
+
+    def at_once(self, jobs: list[dict[str, Any]], connections: int) -> list[float]:  # noqa: ARG002
+        """Run jobs in all scripts at the same time; return when each had ended, in seconds."""
+        for index, script in enumerate(self._scripts):
+            _send(script, jobs[index :: len(self._scripts)])
+        ends = []
+        for script in self._scripts:
+            end = 0.0
+            for seconds in json.loads(_line(script)):
+                end += seconds
+                ends.append(end)
+        return sorted(ends)
+
+    def memory(self) -> float:
+        """Return the PSS of the scripts in bytes."""
+        return float(sum(_pss(script.pid) for script in self._scripts))
+
+    def stop(self) -> None:
+        """End the scripts."""
+        for script in self._scripts:
+            script.kill()
+            script.communicate()
+
+
+Subject = Server | Floor
+
+
+def _good(answer: Answer | None) -> Answer:
+    if answer is None:
+        raise BenchmarkFailed("a connection broke before its answer")
+    if not answer.good:
+        raise BenchmarkFailed(f"{answer.status}: {answer.body[:500]!r}")
+    return answer
+
+
+def _send(script: "subprocess.Popen[str]", jobs: list[dict[str, Any]]) -> None:
+    assert script.stdin is not None
+    script.stdin.write(json.dumps(jobs) + "\n")
+    script.stdin.flush()
+
+
+def _line(script: "subprocess.Popen[str]") -> str:
+    assert script.stdout is not None
+    line = script.stdout.readline()
+    if not line:
+        raise BenchmarkFailed("the floor ended; see its log")
+    return line
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

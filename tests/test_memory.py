@@ -1,0 +1,53 @@
+"""What a worker lets go of after a job, so that the next thousand cost as much as the first."""
+
+import unittest
+
+from seamless_jobserver.transport import import_seamless_remote
+
+import_seamless_remote()
+
+import seamless  # noqa: E402
+from seamless.caching import eviction_cost  # noqa: E402
+from seamless.caching.buffer_cache import get_buffer_cache  # noqa: E402
+
+from seamless_jobserver.worker.memory import let_go  # noqa: E402
+
+
+def use(number):
+    buffer = seamless.Buffer(b"content %d" % number)
+    buffer.get_checksum()
+    buffer.tempref(scratch=True)
+    return buffer
+
+
+class LettingGo(unittest.TestCase):
+    def setUp(self):
+        let_go()
+
+    def test_buffers_kept_in_case_they_are_wanted_are_gone(self):
+        checksum = use(1).get_checksum()
+        self.assertIsNotNone(get_buffer_cache().get(checksum))
+        let_go()
+        self.assertIsNone(get_buffer_cache().get(checksum))
+
+    def test_a_buffer_with_a_reference_stays(self):
+        buffer = use(2)
+        checksum = buffer.get_checksum()
+        get_buffer_cache().incref(checksum, buffer=buffer, scratch=True)
+        del buffer
+        let_go()
+        self.assertEqual(get_buffer_cache().get(checksum).content, b"content 2")
+        get_buffer_cache().decref(checksum)
+
+    def test_what_seamless_notes_of_buffers_does_not_add_up(self):
+        def noted():
+            cache = get_buffer_cache()
+            lengths = eviction_cost._cost_module.buffer_lengths._lengths
+            return [len(cache._sizes), len(cache._scratch_refs), len(lengths)]
+
+        before = noted()
+        for number in range(100):
+            use(number)
+        self.assertNotEqual(noted(), before)
+        let_go()
+        self.assertEqual(noted(), before)
