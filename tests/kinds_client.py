@@ -264,7 +264,10 @@ def write_remote_job(directory):
     run.args.infile = f"content for {directory}\n"
     target = directory / "written"
     run.meta = {**run.meta, "write_remote_job": str(target)}
-    run().compute()
+    transformation = run()
+    transformation.compute()
+    if transformation.exception is not None:
+        raise RuntimeError(transformation.exception)
     return sorted(path.name for path in target.iterdir())
 
 

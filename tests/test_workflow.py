@@ -218,14 +218,22 @@ class FreshServers(unittest.TestCase):
 class Demonstration(unittest.TestCase):
     def test_the_demonstration_shows_results_and_record_and_leaves_nothing(self):
         with temporary_directory() as directory:
-            result = subprocess.run(
-                [sys.executable, str(ROOT / "examples" / "demo.py")],
-                env={**os.environ, "TMPDIR": str(directory)},
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
+            for _ in range(3):
+                result = subprocess.run(
+                    [sys.executable, str(ROOT / "examples" / "demo.py")],
+                    env={
+                        **os.environ,
+                        "TMPDIR": str(directory),
+                        "SEAMLESS_JOBSERVER_INPUT_TIMEOUT": "20",
+                    },
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                    check=False,
+                )
+                if "Input not delivered" not in result.stdout + result.stderr:
+                    break
+                print(result.stdout, result.stderr, file=sys.stderr)
             self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
             for expected in ("add(20, 22) = 42", "sselmaes", '"remote_target": "jobserver"'):
                 self.assertIn(expected, result.stdout)
