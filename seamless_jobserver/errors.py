@@ -41,6 +41,15 @@ class InvalidPayload(RequestError):
         self.field = field
 
 
+class InvalidQuery(RequestError):
+    """A parameter behind the ``?`` of a target makes no sense."""
+
+    status = 400
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Invalid query: {name}: {reason}")
+
+
 class InvalidChecksum(RequestError):
     """A checksum in a path is not 64 hexadecimal digits."""
 

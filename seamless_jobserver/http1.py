@@ -198,11 +198,16 @@ def render_response(
     `head_only` leaves the body out and keeps its length, as an answer to HEAD must
     (RFC 9110 §9.3.2).
     """
-    head = [f"HTTP/1.1 {status} {reason}"]
     if status != 204:  # which has no body by nature (RFC 9110 §8.6)
-        head.append(f"Content-Length: {len(body)}")
+        fields = {"Content-Length": str(len(body)), **fields}
+    return render_head(status, reason, fields) + (b"" if head_only else body)
+
+
+def render_head(status: int, reason: str, fields: Mapping[str, str]) -> bytes:
+    """Return the head of a response as bytes, the empty line included."""
+    head = [f"HTTP/1.1 {status} {reason}"]
     head.extend(f"{name}: {value}" for name, value in fields.items())
-    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + (b"" if head_only else body)
+    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n"
 
 
 def render_request(method: str, target: str, fields: Mapping[str, str]) -> bytes:

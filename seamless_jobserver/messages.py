@@ -10,7 +10,7 @@ An outcome says how the job ended and whose doing that was. It becomes an HTTP a
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,18 @@ run, or 202 with ``{"host": NUMBER}``: no slot is free, run it yourself. It then
 """
 
 
+class Traffic(NamedTuple):
+    """What a job moved: bytes staged and stored, and inputs that were at hand or were not."""
+
+    staged: int = 0
+    stored: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
+NO_TRAFFIC: Final = Traffic()
+
+
 class Ending(enum.Enum):
     """How a job ended."""
 
@@ -89,6 +101,7 @@ class Outcome:
     `message` is what the caller is told in every other case. `runtime` is the ``record_runtime``
     of protocol.md, and `extra` the further fields of an answer in record mode. `remark` is for the
     server's log. `retire` says why the worker should not run another job, when it should not.
+    `traffic` counts what the job moved.
     """
 
     ending: Ending
@@ -99,31 +112,47 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
     remark: str | None = None
     retire: str | None = None
+    traffic: Traffic = NO_TRAFFIC
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` makes an equal outcome of."""
-        return {**vars(self), "ending": self.ending.value}
+        return {**vars(self), "ending": self.ending.value, "traffic": list(self.traffic)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Outcome":
         """Return the outcome of which `fields` is the JSON."""
-        return cls(**{**fields, "ending": Ending(fields["ending"])})
+        ending, traffic = Ending(fields["ending"]), Traffic(*fields["traffic"])
+        return cls(**{**fields, "ending": ending, "traffic": traffic})
+
+
+@dataclass(frozen=True)
+class StoreCheck:
+    """What a worker found when it used its store: None, or what is wrong and what to do.
+
+    `trial` is a trivial transformation whose code and input it has stored.
+    """
+
+    hashserver: str | None
+    database: str | None
+    trial: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class WorkerProgram:
     """What a worker process runs: module-level functions, pickled by name.
 
-    `warm_up` is called once, with the path of the file for the worker's `Phase`, and returns None,
-    or why the process cannot be a worker. `run_job` is called for each job, with a path at which it
+    `warm_up` is called once, with a directory of the worker's own, and returns None, or why the
+    process cannot be a worker. `run_job` is called for each job, with a path at which it
     creates a file for what the job prints, and the seconds that it may wait for its inputs.
     `record_result` is called with a transformation's checksum and its result's when nobody is left
-    who would tell the database, and returns None, or why that failed. None of them raises.
+    who would tell the database, and returns None, or why that failed. `check_store` finds out
+    whether the worker reaches its store. None of them raises.
     """
 
     warm_up: Callable[[WorkerSettings, str], str | None]
     run_job: Callable[[RunRequest, str, float], Outcome]
     record_result: Callable[[str, str], str | None]
+    check_store: Callable[[], StoreCheck]
 
 
 CANCELED = Outcome(Ending.CANCELED, message="Transformation was canceled")

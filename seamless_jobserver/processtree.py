@@ -158,8 +158,11 @@ def tree_memory(pid: int) -> int:
     return together
 
 
-def guard(commands: TextIO) -> None:
-    """Run the guardian: keep the watch list that `commands` describes, and act at its end."""
+def guard(commands: TextIO, directory: str) -> None:
+    """Run the guardian: keep the watch list that `commands` describes, and act at its end.
+
+    Whatever is still watched is killed then, and `directory` removed with all that is in it.
+    """
     watched: set[ProcessId] = set()
     for line in commands:
         verb, pid, start = line.split()
@@ -170,6 +173,9 @@ def guard(commands: TextIO) -> None:
             watched.discard(process)
     for process in watched:
         kill_tree(process)
+    import shutil  # only now: it would double the memory of the guardian
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _signal(pids: Iterable[int], number: signal.Signals, refused: set[int]) -> None:
@@ -240,4 +246,4 @@ def _read_stat(pid: int) -> _Stat | None:
 
 
 if __name__ == "__main__":
-    guard(sys.stdin)
+    guard(sys.stdin, sys.argv[1])

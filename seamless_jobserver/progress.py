@@ -1,9 +1,9 @@
-"""How far a worker is with its job: one byte that it writes and the server reads.
+"""How far a worker is with its job, and what a person would call the job.
 
-The byte lives in a file that both map into memory, so that telling costs the worker a store, and
-the server learns it without asking, also when the worker is stuck, or dead. The server owns the
-file: it makes one for each worker, sets it back before it hands over a job, and removes it with
-the worker.
+One byte, and a short text behind it, in a file that both sides map into memory: telling costs the
+worker a store, and the server learns it without asking, also when the worker is stuck, or dead. The
+server owns the file: it makes one for each worker, sets it back before it hands over a job, and
+removes it with the worker.
 """
 
 import enum
@@ -38,31 +38,48 @@ _WORDS: Final = {
 }
 
 
-class Progress:
-    """One side's view of the byte."""
+_NAME: Final = 160
+"""Bytes that a name may have; a NUL ends it."""
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
-        """Map the file at `path`, which the server creates. Raises OSError."""
+
+class Progress:
+    """One side's view of the file."""
+
+    def __init__(self, directory: str, *, create: bool = False) -> None:
+        """Map the file in a worker's directory, which the server creates. Raises OSError."""
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        descriptor = os.open(path, flags, 0o600)
+        descriptor = os.open(os.path.join(directory, "progress"), flags, 0o600)
         try:
             if create:
-                os.ftruncate(descriptor, 1)
-            self._map = mmap.mmap(descriptor, 1)
+                os.ftruncate(descriptor, 1 + _NAME)
+            self._map = mmap.mmap(descriptor, 1 + _NAME)
         finally:
             os.close(descriptor)
         self._last = Phase.HANDED_OVER
+        self._last_name = ""
 
     @property
     def phase(self) -> Phase:
         """The phase that was entered last, also after `close`."""
         return self._last if self._map.closed else Phase(self._map[0])
 
+    @property
+    def name(self) -> str:
+        """What the present job was called last, also after `close`; empty when nobody has said."""
+        if self._map.closed:
+            return self._last_name
+        return self._map[1:].partition(b"\0")[0].decode("utf-8", errors="ignore")
+
     def enter(self, phase: Phase) -> None:
         """Say that `phase` begins."""
         self._map[0] = phase
 
+    def call(self, name: str) -> None:
+        """Say what the present job is called; a long name is cut."""
+        encoded = name.encode("utf-8", errors="ignore").replace(b"\0", b"")[:_NAME]
+        self._map[1:] = encoded.ljust(_NAME, b"\0")
+
     def close(self) -> None:
         """Give the mapping back."""
-        self._last = self.phase
+        self._last, self._last_name = self.phase, self.name
         self._map.close()

@@ -639,7 +639,7 @@ class Encrypted(Served):
         )
         with contextlib.closing(connection):
             connection.request("GET", "/run-transformation", body)
-        wait_until(lambda: "job " + "ef" * 32 in server.log, "it was received and noticed")
+        wait_until(lambda: "job " + "ef" * 6 in server.log, "it was received and noticed")
 
 
 @AS_ROOT

@@ -358,7 +358,12 @@ class Ending(WithDirectory):
     def test_each_signal_ends_it_in_order_and_leaves_nobody_behind(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             with self.subTest(number.name):
-                server = self.start(workers=2)
+                # Whoever runs the tests may ignore a hangup, and the server would then too.
+                before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+                try:
+                    server = self.start(workers=2)
+                finally:
+                    signal.signal(signal.SIGHUP, before)
                 wait_until(lambda s=server: s.log.count("is ready") == 2, "its workers are ready")
                 everything = server.everything_below()
                 self.assertGreaterEqual(len(everything), 3, "two workers and the guardian")
@@ -390,12 +395,15 @@ class Ending(WithDirectory):
         self.assertEqual(server.process.wait(PATIENCE), 0)
         self.assertNotIn("SIGHUP", server.log)
 
-    def test_when_it_is_killed_its_workers_and_helpers_end(self):
-        server = self.start(workers=2)
+    def test_when_it_is_killed_its_workers_helpers_and_files_go_too(self):
+        temporary = self.directory / "tmp"
+        temporary.mkdir()
+        server = self.start(workers=2, env={"TMPDIR": str(temporary)})
         wait_until(lambda: server.log.count("is ready") == 2, "its workers are ready")
         everything = server.everything_below()
         server.kill()
         self.check_gone(everything)
+        wait_until(lambda: not list(temporary.iterdir()), "its files are gone")
 
     def test_without_requests_it_ends_after_the_timeout_and_requests_put_that_off(self):
         server = self.start("--timeout", "1.5")
@@ -410,6 +418,7 @@ class Ending(WithDirectory):
         temporary = self.directory / "tmp"
         temporary.mkdir()
         server = self.start(env={"TMPDIR": str(temporary)})
+        wait_until(lambda: "is ready" in server.log, "its worker is ready")
         self.assertEqual(len(list(temporary.iterdir())), 1)
         server.process.terminate()
         self.assertEqual(server.process.wait(PATIENCE), 0)

@@ -8,11 +8,12 @@ import threading
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server import http
+from seamless_jobserver.server import connection
 from seamless_jobserver.server.access import AccessRules, Gate
-from seamless_jobserver.server.http import ClientGone, JobHTTPServer
+from seamless_jobserver.server.connection import ClientGone
+from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
-from seamless_jobserver.server.routes import text_response
+from seamless_jobserver.server.response import text_response
 from tests.stack import wait_until
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -44,9 +45,9 @@ class HangingUp(unittest.TestCase):
             ours, theirs = socket.socketpair()
             with ours:
                 self.assertGreater(ours.fileno(), 1024)
-                self.assertFalse(http._hung_up(ours))
+                self.assertFalse(connection._hung_up(ours))
                 theirs.close()
-                self.assertTrue(http._hung_up(ours))
+                self.assertTrue(connection._hung_up(ours))
 
 
 class Connections(unittest.TestCase):
@@ -109,14 +110,14 @@ class Connections(unittest.TestCase):
         self.assertIn(b"200 OK", peer.recv(65536))
 
     def test_a_request_that_trickles_is_cut_off(self):
-        with mock.patch.object(http, "REQUEST_LIMIT", 0.3):
+        with mock.patch.object(connection, "REQUEST_LIMIT", 0.3):
             for start in (b"GET / HT", GET[:-2] + b"Content-Length: 5\r\n\r\nhe"):
                 peer = self.connect()
                 peer.sendall(start)
                 self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
 
     def test_an_idle_connection_is_closed_after_a_while(self):
-        with mock.patch.object(http, "IDLE_LIMIT", 0.2):
+        with mock.patch.object(connection, "IDLE_LIMIT", 0.2):
             peer = self.connect()
             peer.sendall(GET)
             self.assertIn(b"200 OK", peer.recv(65536))
@@ -144,7 +145,7 @@ class Connections(unittest.TestCase):
                 return text_response(200, "done")
 
             self.answer = answer
-            with self.subTest(agent), mock.patch.object(http, "PROCESSING_INTERVAL", 0.05):
+            with self.subTest(agent), mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05):
                 peer = self.connect()
                 peer.sendall(GET[:-2] + b"User-Agent: " + agent + b"\r\n\r\n")
                 if expected:

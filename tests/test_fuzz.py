@@ -20,10 +20,10 @@ from seamless_jobserver import http1
 from seamless_jobserver.errors import InvalidJSON, InvalidPayload
 from seamless_jobserver.messages import RunRequest
 from seamless_jobserver.server.access import AccessRules, Gate
-from seamless_jobserver.server.http import ClientGone, _Connection
+from seamless_jobserver.server.connection import ClientGone, Connection, Terms
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.payload import parse_run_request
-from seamless_jobserver.server.routes import text_response
+from seamless_jobserver.server.response import text_response
 from tests.test_access import TRANSFORMATION
 
 FUZZ = settings(
@@ -124,13 +124,7 @@ def strict_reading(stream):
     return found
 
 
-class _Server:
-    """What a connection needs of its server."""
-
-    gate = Gate(AccessRules(any_user=True))
-    tls = None
-    max_body = MAX_BODY
-    closing = False
+_TERMS = Terms(Gate(AccessRules(any_user=True)), None, MAX_BODY, lambda: False, lambda: None)
 
 
 def converse(stream, cuts):
@@ -147,7 +141,7 @@ def converse(stream, cuts):
     def serve():
         try:
             with ours:
-                _Connection(ours, _Server()).serve(answer, Activity())
+                Connection(ours, _TERMS).serve(answer, Activity())
         except (OSError, ClientGone):
             pass
         except Exception as error:  # noqa: BLE001 - it is what is looked for

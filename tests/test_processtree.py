@@ -7,7 +7,7 @@ import unittest
 
 from seamless_jobserver import processtree
 from seamless_jobserver.processtree import ProcessId, children, descendants, kill_tree
-from tests.stack import ROOT, wait_until
+from tests.stack import ROOT, temporary_directory, wait_until
 
 # Each prints the pids of what it has started, then stays.
 SHAPES = {
@@ -78,19 +78,31 @@ class Trees(unittest.TestCase):
 
 
 class Guardian(unittest.TestCase):
-    def start_guardian(self):
+    def start_guardian(self, directory):
         guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", processtree.__file__], stdin=subprocess.PIPE, text=True
+            [sys.executable, "-I", "-S", processtree.__file__, str(directory)],
+            stdin=subprocess.PIPE,
+            text=True,
         )
         self.addCleanup(guardian.wait)
         return guardian
+
+    def test_at_the_end_of_its_input_it_removes_the_directory_of_the_server(self):
+        with temporary_directory() as directory:
+            private = directory / "private"
+            (private / "1").mkdir(parents=True)
+            (private / "1" / "progress").touch()
+            guardian = self.start_guardian(private)
+            guardian.stdin.close()
+            self.assertEqual(guardian.wait(20), 0)
+            self.assertEqual(list(directory.iterdir()), [])
 
     def test_at_the_end_of_its_input_it_kills_what_it_watches_and_not_what_it_should_forget(self):
         watched = subprocess.Popen(["sleep", "600"])
         forgotten = subprocess.Popen(["sleep", "600"])
         self.addCleanup(forgotten.wait)
         self.addCleanup(forgotten.kill)
-        guardian = self.start_guardian()
+        guardian = self.start_guardian("/nonexistent")
         for verb, process in (("watch", watched), ("watch", forgotten), ("forget", forgotten)):
             print(verb, *ProcessId.of(process.pid), file=guardian.stdin)
         guardian.stdin.close()

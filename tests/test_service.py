@@ -26,6 +26,8 @@ class FakeSlot:
     """A slot whose runs end when the test says so."""
 
     def __init__(self):
+        self.number = 1
+        self.job_name = ""
         self.busy = False
         self.phase = Phase.RUNNING
         self.runs = []

@@ -3,11 +3,13 @@
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
 import unittest
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,6 +96,15 @@ class OnACluster(unittest.TestCase):
             print(result.stdout, file=sys.stderr)
         return result
 
+    def running_jobs(self):
+        """Return the checksums of the jobs that run; none before there is a jobserver."""
+        try:
+            port = read_json(self.cluster.status_file("jobserver"))["port"]
+        except (ValueError, KeyError):
+            return []
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=PATIENCE) as answer:
+            return [job["checksum"] for job in json.load(answer)["running"]]
+
     def jobserver(self):
         return ProcessId.of(read_json(self.cluster.status_file("jobserver"))["pid"])
 
@@ -140,7 +151,7 @@ class Workflows(OnACluster):
         caller.start()
         try:
             received = wait_until(
-                lambda: [w for w in self.cluster.log("jobserver").split() if len(w) == 64],
+                self.running_jobs,
                 "the job has arrived",
             )
             canceled = self.cluster.run("seamless-cancel", received[0]).stdout

@@ -128,7 +128,7 @@ class Gate:
 
     def describe(self, host: str, address: str, port: int) -> str:
         """Return one line on who can reach the server at an address, and as whom they act."""
-        name = _user_name(self._user)
+        name = user_name(self._user)
         reach = ipaddress.ip_address(address.partition("%")[0])
         if self._rules.any_user:
             local = "every user of this machine"
@@ -251,7 +251,8 @@ def _own_names() -> set[str]:
     return names
 
 
-def _user_name(user: int) -> str:
+def user_name(user: int) -> str:
+    """Return the name of a user, or a number where none is known."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
@@ -275,10 +276,9 @@ def _digest(password: bytes) -> bytes:
     return hashlib.sha256(password).digest()
 
 
-def log_access(gate: Gate, host: str, address: str, port: int) -> None:
+def log_access(line: str, exposed: bool) -> None:
     """Say at start-up who can reach the server; loudly, when that is not the owner alone."""
-    line = gate.describe(host, address, port)
-    if gate.exposed(address):
+    if exposed:
         _log.warning("OPEN: %s", line)
     else:
         _log.info("%s", line)

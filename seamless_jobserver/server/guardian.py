@@ -17,10 +17,11 @@ _log = logging.getLogger(__name__)
 class Guardian:
     """Owner of the guardian process."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str) -> None:
+        """`directory` is removed when the server has disappeared."""
         self._process = subprocess.Popen(
             # Isolated and without site: it must not depend on what the environment holds.
-            [sys.executable, "-I", "-S", processtree.__file__],
+            [sys.executable, "-I", "-S", processtree.__file__, directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

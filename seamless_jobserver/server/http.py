@@ -1,72 +1,28 @@
-"""The HTTP side: connections in, requests framed, answers out.
+"""The listening side: connections in, each served in a thread of its own (`server.connection`).
 
-A `ThreadingHTTPServer` accepts in one thread and serves each connection in a thread of its own,
-which reads a request, waits for its answer however long the job takes, writes it, and goes on with
-the next request. The framing is `seamless_jobserver.http1`; nothing of `http.server`'s own
-request handling is used, because it takes what RFC 9112 forbids.
-
-What keeps a connection honest:
-
-- A body is read whole before its request is answered, so that what follows on the connection is
-  a request and not the rest of a body. Where that is not possible the connection is closed.
-- A request has `REQUEST_LIMIT` seconds to arrive in all, however it trickles; an idle connection
-  is closed after `IDLE_LIMIT`.
-- While a job runs, clients that are known to skip interim responses get ``102 Processing`` now and
-  then (RFC 2518 §10.1): it resets their read timeout, which a long job would run into.
-- Who connects is checked before a byte of theirs is read, and each request before it is answered
-  (`server.access`).
-- With a certificate, a connection that begins like TLS is TLS. One in the clear is then served only
-  to the owner, as the kernel tells: the launcher, launched clients and our own workers are that.
-- So many connections are served at a time; further ones wait in the backlog to be accepted.
-- A head and its body leave in one ``send``, with Nagle's algorithm off.
+A `ThreadingHTTPServer` accepts in one thread. So many connections are served at a time; further
+ones wait in the backlog to be accepted.
 """
 
 import contextlib
 import logging
-import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from email.utils import formatdate
-from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Final
 
-from seamless_jobserver import http1
-from seamless_jobserver.server.access import Gate, Refused, Standing
+from seamless_jobserver.server.access import Gate
+from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
 from seamless_jobserver.server.idle import Activity
-from seamless_jobserver.server.routes import Response, text_response
 
-REQUEST_LIMIT: Final = 30.0
-"""Seconds from the first byte of a request to its last."""
-IDLE_LIMIT: Final = 75.0
-"""Seconds that a connection may stay open between requests; clients ask again after 30."""
-WRITE_LIMIT: Final = 60.0
-"""Seconds without progress in writing an answer."""
-PROCESSING_INTERVAL: Final = 20.0
-"""Seconds between interim responses; far below any read timeout that makes sense."""
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
-_HANDSHAKE_LIMIT: Final = 10.0
-_REFUSED_LIMIT: Final = 5.0
-"""Seconds for a client that is not let in to say something, and hear so."""
-_TLS_HANDSHAKE: Final = b"\x16"
-"""The first byte of a TLS connection (RFC 8446 §5.1)."""
-_LINGER: Final = 1.0
-_CHUNK: Final = 256 * 1024
 
 _log = logging.getLogger(__name__)
-
-Answerer = Callable[[http1.RequestHead, bytes, Callable[[], float]], Response]
-"""Given a request's head, its body, and what to call while it waits; see `Routes.answer`."""
-
-
-class ClientGone(Exception):
-    """The client has closed the connection, or does not take its answer."""
 
 
 class JobHTTPServer(ThreadingHTTPServer):
@@ -88,23 +44,19 @@ class JobHTTPServer(ThreadingHTTPServer):
         max_connections: int,
         max_body: int,
     ) -> None:
-        """Bind and listen. Raises OSError when the address cannot be had.
-
-        `max_body` is in bytes. It can be small: a transformation names its buffers and does not
-        hold them.
-        """
-        self.gate = gate
-        self.tls = tls
-        self.max_body = max_body
+        """Bind and listen. Raises OSError when the address cannot be had; see `Terms`."""
+        self._terms = Terms(gate, tls, max_body, lambda: self._closing, self._count_refusal)
         self._room = threading.BoundedSemaphore(max_connections)
         self.address_family = socket.AddressFamily(family)
         self._answer = answer
         self._activity = activity
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # over the three below
         self._connections: dict[threading.Thread, socket.socket] = {}
+        self._accepted = 0
+        self._refused = 0
         self._closing = False
         self._acceptor: threading.Thread | None = None
-        super().__init__(address, _Connection)  # type: ignore[arg-type]
+        super().__init__(address, Connection)  # type: ignore[arg-type]
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
@@ -114,6 +66,12 @@ class JobHTTPServer(ThreadingHTTPServer):
     def port(self) -> int:
         """The port that it listens on."""
         return int(self.socket.getsockname()[1])
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many connections there are now, and have been, and how often one was refused."""
+        with self._lock:
+            return len(self._connections), self._accepted, self._refused
 
     @property
     def closing(self) -> bool:
@@ -176,6 +134,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         )
         with self._lock:
             self._connections[thread] = request
+            self._accepted += 1
         try:
             thread.start()
         except RuntimeError:
@@ -187,7 +146,7 @@ class JobHTTPServer(ThreadingHTTPServer):
 
     def _serve_connection(self, connection: socket.socket) -> None:
         try:
-            served = _Connection(connection, self)
+            served = Connection(connection, self._terms)
             if served.enter():
                 connection = served.socket
                 with self._lock:
@@ -203,6 +162,10 @@ class JobHTTPServer(ThreadingHTTPServer):
                 self._connections.pop(threading.current_thread(), None)
             self._room.release()
 
+    def _count_refusal(self) -> None:
+        with self._lock:
+            self._refused += 1
+
     def _snapshot(self) -> dict[threading.Thread, socket.socket]:
         with self._lock:
             return dict(self._connections)
@@ -210,210 +173,3 @@ class JobHTTPServer(ThreadingHTTPServer):
     def _join(self, deadline: float) -> None:
         for thread in self._snapshot():
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class _Connection:
-    """One connection, for the whole of its life in one thread."""
-
-    def __init__(self, connection: socket.socket, server: JobHTTPServer) -> None:
-        self.socket = connection
-        self._server = server
-        self._standing = Standing.ADMITTED
-        self._buffer = bytearray()
-        self._processing = b""
-        self._next_processing = 0.0
-
-    def enter(self) -> bool:
-        """Find out who connects, and put TLS on where it is wanted; False when it ends here.
-
-        Raises OSError.
-        """
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self._standing = self._server.gate.admit(self.socket)
-            if self._server.tls is not None:
-                self._secure(self._server.tls)
-        except Refused as refusal:
-            _log.info("a connection was refused: %s", refusal)
-            self.socket.settimeout(_REFUSED_LIMIT)
-            # A client hears an answer only once it has asked.
-            if self.socket.recv(_CHUNK):
-                self._refuse(refusal, head_only=False)
-            return False
-        return True
-
-    def _secure(self, context: ssl.SSLContext) -> None:
-        self.socket.settimeout(IDLE_LIMIT)
-        if self.socket.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
-            self.socket.settimeout(_HANDSHAKE_LIMIT)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-        elif self._standing is not Standing.OWNER:
-            raise Refused("426: This jobserver wants TLS: use https.", 426, Upgrade="TLS/1.2")
-
-    def serve(self, answer: Answerer, activity: Activity) -> None:
-        """Serve requests until either side has had enough. Raises OSError or `ClientGone`."""
-        while self._await_request():
-            with activity.ongoing():
-                try:
-                    head, body = self._read_request()
-                except http1.MalformedMessage as fault:
-                    refusal = text_response(fault.status, f"{fault.status}: {fault}")
-                    self._write(refusal, keep_alive=False, head_only=False)
-                    self._linger()
-                    return
-                try:
-                    self._server.gate.check(head, self._standing)
-                except Refused as refusal:
-                    _log.info("a request was refused: %s", refusal)
-                    self._refuse(refusal, head_only=head.method == "HEAD")
-                    return
-                self._prepare_to_wait(head)
-                response = answer(head, body, self._wait)
-                keep_alive = head.keep_alive and not self._server.closing
-                self._write(response, keep_alive, head_only=head.method == "HEAD")
-            if not keep_alive:
-                return
-
-    def _refuse(self, refusal: Refused, *, head_only: bool) -> None:
-        response = text_response(refusal.status, str(refusal), **refusal.fields)
-        self._write(response, keep_alive=False, head_only=head_only)
-        self._linger()
-
-    def _await_request(self) -> bool:
-        """Wait for the first byte of a request; False when none will come."""
-        if not self._buffer and not self._server.closing:
-            self.socket.settimeout(IDLE_LIMIT)
-            try:
-                self._buffer += self.socket.recv(_CHUNK)
-            except TimeoutError:
-                return False
-        return bool(self._buffer)
-
-    def _read_request(self) -> tuple[http1.RequestHead, bytes]:
-        deadline = time.monotonic() + REQUEST_LIMIT
-        head = http1.parse_request_head(self._read_head(deadline))
-        length = http1.request_body_length(head.fields)
-        if length > self._server.max_body:
-            raise http1.MalformedMessage(
-                f"a body of over {self._server.max_body} bytes", status=413
-            )
-        expectations = head.fields.tokens("Expect")
-        if expectations - {"100-continue"}:
-            raise http1.MalformedMessage("an expectation that is not 100-continue", status=417)
-        if expectations and head.version >= (1, 1) and len(self._buffer) < length:
-            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while len(self._buffer) < length:
-            self._receive(deadline)
-        body = bytes(memoryview(self._buffer)[:length])
-        del self._buffer[:length]
-        return head, body
-
-    def _read_head(self, deadline: float) -> bytes:
-        searched = 0
-        while True:
-            if not searched:
-                # A robust server ignores empty lines before a request (RFC 9112 §2.2).
-                while self._buffer.startswith(b"\r\n"):
-                    del self._buffer[:2]
-            end = self._buffer.find(b"\r\n\r\n", max(0, searched - 3))
-            if end >= 0:
-                block = bytes(memoryview(self._buffer)[:end])
-                del self._buffer[: end + 4]
-                return block
-            searched = len(self._buffer)
-            if searched > http1.MAX_HEAD:
-                raise http1.MalformedMessage("a head without an end", status=431)
-            if b"\n" in self._buffer and b"\r\n" not in self._buffer:
-                raise http1.MalformedMessage("a line that does not end in CR LF")
-            self._receive(deadline)
-
-    def _receive(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise http1.MalformedMessage("the request took too long to arrive", status=408)
-        self.socket.settimeout(left)
-        try:
-            data = self.socket.recv(_CHUNK)
-        except TimeoutError:
-            raise http1.MalformedMessage(
-                "the request took too long to arrive", status=408
-            ) from None
-        if not data:
-            raise ClientGone("it closed the connection in the middle of a request")
-        self._buffer += data
-
-    def _prepare_to_wait(self, head: http1.RequestHead) -> None:
-        agent = (head.fields.get("User-Agent") or "").lower()
-        skips = "aiohttp" in agent or agent.startswith("seamless-jobserver/")
-        # http.client of the standard library takes an interim response for the answer.
-        self._processing = (
-            b"HTTP/1.1 102 Processing\r\n\r\n" if skips and head.version >= (1, 1) else b""
-        )
-        self._next_processing = time.monotonic() + PROCESSING_INTERVAL
-
-    def _wait(self) -> float:
-        """Show the client that its job goes on, and look whether it is still there."""
-        now = time.monotonic()
-        if now >= self._next_processing:
-            if self._processing:
-                self.socket.settimeout(WRITE_LIMIT)
-                self.socket.sendall(self._processing)
-            self._next_processing = now + PROCESSING_INTERVAL
-        if self._client_gone() and not self._server.closing:
-            raise ClientGone("it closed the connection before its job had ended")
-        return min(1.0, self._next_processing - now)
-
-    def _write(self, response: Response, keep_alive: bool, head_only: bool) -> None:
-        fields = {**response.fields, "Date": formatdate(usegmt=True)}
-        fields["Connection"] = "keep-alive" if keep_alive else "close"
-        reason = HTTPStatus(response.status).phrase
-        message = http1.render_response(
-            response.status, reason, fields, response.body, head_only=head_only
-        )
-        self.socket.settimeout(WRITE_LIMIT)
-        self.socket.sendall(message)
-
-    def _linger(self) -> None:
-        """Take in what the client is still sending, for a moment.
-
-        Closing a socket with unread bytes resets the connection, and the reset can overtake the
-        answer that says what was wrong (RFC 9112 §9.6).
-        """
-        self.socket.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + _LINGER
-        while (left := deadline - time.monotonic()) > 0:
-            self.socket.settimeout(left)
-            try:
-                if not self.socket.recv(_CHUNK):
-                    return
-            except TimeoutError:
-                return
-
-    def _client_gone(self) -> bool:
-        if not isinstance(self.socket, ssl.SSLSocket):
-            return _hung_up(self.socket)
-        # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
-        if len(self._buffer) >= _CHUNK:
-            return False
-        self.socket.settimeout(0.0)
-        try:
-            data = self.socket.recv(_CHUNK)
-        except ssl.SSLWantReadError:
-            return False
-        except OSError:
-            return True
-        self._buffer += data
-        return not data
-
-
-def _hung_up(connection: socket.socket) -> bool:
-    """Whether the peer has closed its side, without taking any byte that it has sent."""
-    # Not select(), which knows no descriptors above 1023.
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    if not poll.poll(0):
-        return False
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except OSError:
-        return True

@@ -12,6 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Mark:
+    """Whether something counts as activity: a page that is left open in a browser does not."""
+
+    counts: bool = True
 
 
 class Activity:
@@ -24,16 +32,21 @@ class Activity:
         self._last = clock()
 
     @contextmanager
-    def ongoing(self) -> Iterator[None]:
-        """Count as activity for as long as the block runs."""
+    def ongoing(self) -> Iterator["Mark"]:
+        """Count as activity for as long as the block runs.
+
+        The clock starts anew at its end, unless the block says that it only watched.
+        """
+        mark = Mark()
         with self._lock:
             self._under_way += 1
         try:
-            yield
+            yield mark
         finally:
             with self._lock:
                 self._under_way -= 1
-                self._last = self._clock()
+                if mark.counts:
+                    self._last = self._clock()
 
     def idle_seconds(self) -> float:
         """Return for how long nothing has been going on; 0.0 while something is."""

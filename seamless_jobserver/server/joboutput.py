@@ -1,52 +1,159 @@
-"""The files that jobs print into, in a private directory that goes away with the server.
+"""What jobs print: files in a private directory that goes away with the server.
 
 A worker creates a job's file and points its standard output and error at it; the server reads it,
-also when the worker is dead. Nobody else can look in: the directory is the user's alone.
+while the job runs, after it, and when the worker is dead. Nobody else can look in: the directory
+is the user's alone.
+
+The disk that they take is bounded. Of a job that has ended the last `KEPT` bytes stay, until the
+files of later jobs push them out (`TOTAL`). A job that runs and prints without end loses the
+beginning of its file: the kernel is asked to give back those blocks (fallocate(2),
+``FALLOC_FL_PUNCH_HOLE``), since the job goes on writing at its end. On a file system that cannot do
+that the file is cut down when the job has ended.
 """
 
+import ctypes
+import logging
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 SHOWN: Final = 256 * 1024
 """Bytes of a job's output that go into the answer for a failure; its end says most."""
+KEPT: Final = 2**20
+"""Bytes of a job's output that are kept, at its end."""
+TOTAL: Final = 64 * 2**20
+"""Bytes of output that are kept of all jobs that have ended."""
+_MOST: Final = 2000
+"""Files that are kept, however small."""
+_WHILE_RUNNING: Final = 4 * KEPT
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x03
+"""linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
+_BLOCK: Final = 4096
+
+_log = logging.getLogger(__name__)
 
 
 class JobOutput:
-    """Owner of the directory."""
+    """Owner of the directory. All but `open` and `read` is called by one thread."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
         self._count = 0
+        self._kept: OrderedDict[str, int] = OrderedDict()
+        self._size = 0
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    @property
+    def directory(self) -> str:
+        """The private directory."""
+        return str(self._directory)
 
     def new_path(self) -> str:
-        """Return a path for the output of one run of a job; nothing is there yet."""
+        """Return a path for the output of one run of a job, or for a worker; nothing is there."""
         self._count += 1
-        return str(self._directory / f"{self._count}.out")
+        return str(self._directory / str(self._count))
 
-    def take(self, path: str, *, wanted: bool) -> str:
-        """Remove the file at `path`; return what was printed into it, if that is `wanted`.
+    def limit(self, path: str) -> None:
+        """Give back the beginning of the file at `path` if its job has printed very much."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return  # the job has not begun, or has ended
+        try:
+            facts = os.fstat(descriptor)
+            if facts.st_blocks * 512 > _WHILE_RUNNING:
+                self._give_back(descriptor, (facts.st_size - KEPT) // _BLOCK * _BLOCK)
+        finally:
+            os.close(descriptor)
 
-        Text in UTF-8, with what is not UTF-8 replaced. Of more than `SHOWN` bytes the end is
-        returned, under a line that says so. A job that never began has no file, and no output.
+    def keep(self, path: str) -> int:
+        """Keep what a job that has ended printed into the file at `path`; return how much it was.
+
+        An empty file is removed, and so are the oldest ones when there is too much.
         """
         try:
-            if not wanted:
+            size = os.stat(path).st_size
+            if not size:
                 os.unlink(path)
-                return ""
+                return 0
+            if size > KEPT:
+                _cut(path, size)
+        except FileNotFoundError:
+            return 0  # a job that never began has no file
+        self._kept[path] = min(size, KEPT)
+        self._size += min(size, KEPT)
+        while self._size > TOTAL or len(self._kept) > _MOST:
+            self._drop(next(iter(self._kept)))
+        return size
+
+    def discard(self, path: str) -> None:
+        """Remove the file of a run that counts for nothing, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+    def end_of(self, path: str) -> str:
+        """Return the end of what a job has printed, to be shown with its failure.
+
+        Text in UTF-8, with what is not UTF-8 replaced. Of more than `SHOWN` bytes the end is
+        returned, under a line that says so.
+        """
+        content, start = self.read(path, SHOWN)
+        text = content.decode("utf-8", errors="replace")
+        return f"[… {start} bytes left out …]\n{text}" if start else text
+
+    def open(self, path: str) -> BinaryIO | None:
+        """Open a file to follow it, also when it is cut down or removed; None if it is not there.
+
+        Any thread may call it.
+        """
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str, most: int) -> tuple[bytes, int]:
+        """Return the last bytes of a file, at most so many, and how many come before them.
+
+        Any thread may call it. A file that is not there any more is as good as empty.
+        """
+        try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - SHOWN))
-                text = file.read(SHOWN).decode("utf-8", errors="replace")
-            os.unlink(path)
+                start = max(0, size - most)
+                file.seek(start)
+                return file.read(most), start
         except FileNotFoundError:
-            return ""
-        if size > SHOWN:
-            return f"[… {size - SHOWN} bytes left out …]\n{text}"
-        return text
+            return b"", 0
 
     def close(self) -> None:
         """Remove the directory with all that is in it."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _drop(self, path: str) -> None:
+        self._size -= self._kept.pop(path)
+        Path(path).unlink(missing_ok=True)
+
+    def _give_back(self, descriptor: int, length: int) -> None:
+        done = self._libc.fallocate(
+            descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(length)
+        )
+        if done != 0:
+            reason = os.strerror(ctypes.get_errno())
+            _log.debug("the output of a running job cannot be cut down: %s", reason)
+
+
+def _cut(path: str, size: int) -> None:
+    """Leave the last `KEPT` of `size` bytes in the file at `path`."""
+    with open(path, "rb") as file:
+        file.seek(size - KEPT)
+        content = file.read(KEPT)
+    temporary = f"{path}.end"
+    with open(temporary, "wb", opener=_private) as file:
+        file.write(content)
+    os.replace(temporary, path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -44,14 +44,17 @@ from seamless_jobserver.server.access import (
     read_password,
 )
 from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.connection import Answerer
 from seamless_jobserver.server.guardian import Guardian
-from seamless_jobserver.server.http import Answerer, JobHTTPServer
+from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.overview import Overview, ServerFacts
 from seamless_jobserver.server.routes import Routes
 from seamless_jobserver.server.service import Policy, Service
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
+from seamless_jobserver.server.watching import Watching
 
 _DESCRIPTORS: Final = 256
 """Open files that the server needs beside those for its connections."""
@@ -171,14 +174,16 @@ def _serve(
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
         stack.callback(http.stop_accepting)
+        facts = _describe(settings, gate, http, record)
+        overview = Overview(facts, service, bridge, http, activity)
+        routes.watching = Watching(overview, service, bridge)
         http.start()
         if status_file is not None:
             status_file.write_running(http.port)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"Welcome to the Seamless jobserver on {host}:{http.port}", flush=True)  # noqa: T201
-        log_access(gate, settings.host, settings.address[1], http.port)
+        print(f"Welcome to the Seamless jobserver on {facts.listening}", flush=True)  # noqa: T201
+        log_access(facts.access, facts.exposed)
         processtree.become_subreaper()
-        guardian = Guardian()
+        guardian = Guardian(output.directory)
         stack.callback(guardian.close, _CLOSING)
         make_slots = functools.partial(
             _make_slots,
@@ -226,6 +231,18 @@ def _access_rules(settings: Settings) -> AccessRules:
         allow=settings.allow,
         hosts=settings.allow_host,
         password=password,
+    )
+
+
+def _describe(settings: Settings, gate: Gate, http: JobHTTPServer, record: bool) -> ServerFacts:
+    host, address = settings.host, settings.address[1]
+    return ServerFacts(
+        listening=f"[{host}]:{http.port}" if ":" in host else f"{host}:{http.port}",
+        access=gate.describe(host, address, http.port),
+        exposed=gate.exposed(address),
+        record=record,
+        reclaims=settings.reclaim_canceled,
+        idle_timeout=settings.timeout,
     )
 
 

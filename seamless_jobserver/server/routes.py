@@ -6,11 +6,9 @@ connection that asked; the service is asked through the bridge.
 """
 
 import concurrent.futures
-import dataclasses
 import hmac
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from seamless_jobserver import http1
@@ -19,7 +17,9 @@ from seamless_jobserver.messages import NESTED_PATH, Ending, Outcome, RunRequest
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.jobs import State
 from seamless_jobserver.server.payload import parse_checksum, parse_run_request
+from seamless_jobserver.server.response import Response, json_response, text_response
 from seamless_jobserver.server.service import Service
+from seamless_jobserver.server.watching import Watching
 
 _WORDS: Final[dict[State | None, str]] = {
     None: "not-running",
@@ -42,41 +42,21 @@ _STATUS: Final[dict[Ending, int]] = {
     Ending.CRASHED: 500,
     Ending.LOST: 503,
 }
+_CHECK_LIMIT: Final = 40.0
+"""Seconds for a worker to use its store."""
 _ANSWER_LIMIT: Final = 30.0
 """Seconds for the loop to answer a question about a job; it never takes more than a moment."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answer: status code, body, and header fields beside ``Content-Length``."""
-
-    status: int
-    body: bytes
-    fields: dict[str, str] = field(default_factory=dict)
-
-
-def text_response(status: int, text: str, **fields: str) -> Response:
-    """Return an answer in plain text."""
-    named = {name.replace("_", "-"): value for name, value in fields.items()}
-    return Response(
-        status,
-        text.encode("utf-8", errors="backslashreplace"),
-        {"Content-Type": "text/plain; charset=utf-8", **named},
-    )
-
-
-def json_response(value: Any) -> Response:
-    """Return a 200 answer in JSON."""
-    return Response(
-        200, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"}
-    )
 
 
 class Routes:
     """Answers requests by way of `service`, which lives on the loop of `bridge`."""
 
     def __init__(self, service: Service, bridge: Bridge, worker_credentials: str) -> None:
-        """`worker_credentials` is what workers send as ``Authorization``, and nobody else can."""
+        """`worker_credentials` is what workers send as ``Authorization``, and nobody else can.
+
+        `watching` may be set later: what it shows is made when the server listens.
+        """
+        self.watching: Watching | None = None
         self._service = service
         self._bridge = bridge
         self._worker_credentials = worker_credentials
@@ -95,6 +75,12 @@ class Routes:
                 return _only("GET", method) or self._run(self._service.run, body, waiting)
             if path.startswith(NESTED_PATH) and self._is_worker(head):
                 return self._nested(path.removeprefix(NESTED_PATH), body, waiting)
+            if self.watching is not None:
+                watched = self.watching.answer(head)
+                if watched is not None:
+                    return watched
+            if path == "/check-store":
+                return _only("POST", method) or self._check_store()
             if path in _FIXED:
                 return _only("GET", method) or text_response(200, _FIXED[path])
             route, _, rest = path[1:].partition("/")
@@ -117,7 +103,7 @@ class Routes:
             slot = int(number)
             return self._run(lambda request: self._service.run_nested(request, slot), body, waiting)
         work = (
-            self._service.start_hosted(int(number))
+            self._service.start_hosted(int(number), str(json.loads(body).get("name", "")))
             if event == "started"
             else self._service.end_hosted(int(number), Outcome.from_json(json.loads(body)))
         )
@@ -139,10 +125,21 @@ class Routes:
                 except concurrent.futures.TimeoutError:
                     continue
                 if isinstance(outcome, int):
-                    return dataclasses.replace(json_response({"host": outcome}), status=202)
+                    return json_response({"host": outcome}, status=202)
                 return _outcome_response(outcome)
         finally:
             future.cancel()
+
+    def _check_store(self) -> Response:
+        future = self._bridge.submit(self._service.check_store())
+        try:
+            found = future.result(_CHECK_LIMIT)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            return text_response(504, "504: the worker did not finish its check in time")
+        if found is None:
+            return text_response(503, "503: no worker is idle at the moment", Retry_After="1")
+        return json_response(vars(found))
 
     def _status(self, checksum: str) -> Response:
         state = self._bridge.submit(self._service.status(_checksum(checksum)))

@@ -11,9 +11,7 @@ job has ended for its callers, or after they have all gone:
   away; with `Policy.reclaim_canceled` its worker is ended instead.
 - A job that nobody waits for any more is dropped after a while if it is queued. If it runs, it
   goes on, and its worker tells the database of the result, which is otherwise the caller's task.
-- A job that *failed* by its own doing is remembered for a moment, because clients repeat a failed
-  request at once, four times. One whose input did not come is run again, since the input may have
-  come meanwhile, but does not wait for it as long.
+- A job that *failed* by its own doing is remembered for a moment (`server.failures`).
 
 A job that another job asks for gets a slot that is free at that moment, or is *hosted*: run by the
 worker that asks, in the process whose own job is only waiting for it. It never waits for a slot, so
@@ -28,11 +26,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
-from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest
+from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest, StoreCheck
 from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
+from seamless_jobserver.server.journal import Journal
 from seamless_jobserver.server.slots import Slot, Slots
 from seamless_jobserver.server.workers import WorkerGone, WorkerLost
 
@@ -50,12 +50,8 @@ _EVENTS: Final[dict[Ending, Event]] = {
 }
 _WITH_OUTPUT: Final = frozenset({Ending.FAILED, Ending.CRASHED, Ending.STORE_FAILED})
 """Endings whose message is followed by what the job printed."""
-_REMEMBERED: Final = frozenset({Ending.FAILED, Ending.CRASHED})
-"""Endings that a repetition a moment later would only meet again."""
-_NOTICE: Final = 1.0
-"""Seconds after which a job that still waits for its input is mentioned in the log."""
-_SECOND_WAIT: Final = 5.0
-"""Seconds to wait for an input that has just been waited for in vain."""
+_LOOK_AFTER: Final = 1.0
+"""Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,9 @@ class Service:
 
     def __init__(self, *, policy: Policy, output: JobOutput, activity: Activity) -> None:
         self._policy = policy
-        self._output = output
+        self.output = output
+        self.journal = Journal()
+        self.workers_ended = 0
         self._activity = activity
         self._table = JobTable()
         self._slots: Slots | None = None
@@ -87,8 +85,7 @@ class Service:
         self._work: dict[asyncio.Task[None], Job] = {}
         self._places: dict[int, Slot] = {}
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
-        self._failures: dict[tuple[str, str], Outcome] = {}
-        self._undelivered: set[str] = set()
+        self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
@@ -111,9 +108,9 @@ class Service:
             raise RecordModeMismatch(asked=request.record, ours=self._policy.record)
         if self._refusal is not None:
             raise self._refusal
-        failure = self._failures.get((request.checksum, envelope(request)))
+        failure = self._failures.of(request.checksum, envelope(request))
         if failure is not None:
-            _log.info("job %s asked for again: it has just failed", request.checksum)
+            _log.info("asked for again: it has just failed", extra={"job": request.checksum})
             return failure
         return await self._run(request, nested=False)
 
@@ -131,12 +128,14 @@ class Service:
                 return self._add_hosted(request, host)
         return await self._run(request, nested=True)
 
-    async def start_hosted(self, number: int) -> None:
+    async def start_hosted(self, number: int, name: str) -> None:
         """Note that the worker which asked for a job runs it now; others may join it."""
         job = self._table.hosted_job(number)
         if job is not None and job.state is State.QUEUED:
-            _log.info("job %s is run by the worker whose job asks for it", job.checksum)
+            _log.info("run by the worker whose job asks for it", extra={"job": job.checksum})
             self._table.apply(job, Event.START)
+            self.journal.started(job, job.host or 0, None)
+            self.journal.named(job, name)
 
     async def end_hosted(self, number: int, outcome: Outcome) -> None:
         """Note how a job ended that the worker which asked for it has run."""
@@ -166,6 +165,39 @@ class Service:
             if job.state is State.QUEUED:
                 self._end(job, Event.LOSE, Outcome(Ending.LOST, message=f"{refusal}\n"))
 
+    async def wait_for_end(self, checksum: str) -> None:
+        """Return when no job of a transformation is under way any more."""
+        while ends := [self._ends[job.number] for job in self._table.active(checksum)]:
+            await asyncio.wait(ends)
+
+    async def check_store(self) -> StoreCheck | None:
+        """Have a worker that is idle use its store; None when none is idle now."""
+        slot = None if self._slots is None else self._slots.idle()
+        if slot is None:
+            return None
+        slot.reserve()
+        try:
+            return await slot.check_store()
+        finally:
+            slot.free()
+            self._dispatch()
+
+    @property
+    def all_slots(self) -> tuple[Slot, ...]:
+        """Every slot, by number."""
+        return () if self._slots is None else self._slots.all
+
+    def place_of(self, job: Job) -> Slot | None:
+        """Return the slot that works for a job, or None; a hosted job has none of its own."""
+        return self._places.get(job.number)
+
+    def job_in(self, slot: Slot) -> Job | None:
+        """Return the job that a slot works for, also when it has ended for its callers."""
+        for job in self._work.values():
+            if self._places.get(job.number) is slot:
+                return job
+        return None
+
     async def close(self, grace: float) -> None:
         """Let what runs go on for `grace` seconds, then end it, the slots and their workers."""
         wanted = [task for task, job in self._work.items() if job.state.active]
@@ -187,12 +219,15 @@ class Service:
         asked_by = "another job" if nested else "a caller"
         if new:
             self._ends[job.number] = asyncio.get_running_loop().create_future()
-            _log.info("job %s received from %s", job.checksum, asked_by)
+            self.journal.received(job)
+            _log.info("received from %s", asked_by, extra={"job": job.checksum})
             self._dispatch()
         else:
-            _log.info("job %s joined by %s", job.checksum, asked_by)
+            _log.info("joined by %s", asked_by, extra={"job": job.checksum})
         end = self._ends[job.number]
         job.waiters += 1
+        if not new:
+            self.journal.joined(job)
         timer = self._abandoned.pop(job.number, None)
         if timer is not None:
             timer.cancel()
@@ -210,7 +245,7 @@ class Service:
             # Who asks for a nested job goes away only by dying, or with its own job.
             self._cancel(job)
             return
-        _log.info("job %s: nobody waits for it any more", job.checksum)
+        _log.info("nobody waits for it any more", extra={"job": job.checksum})
         if job.state is State.QUEUED:
             loop = asyncio.get_running_loop()
             after = self._policy.abandoned_after
@@ -225,10 +260,12 @@ class Service:
     def _add_hosted(self, request: RunRequest, host: int) -> int:
         job = self._table.add_hosted(request, host)
         self._ends[job.number] = asyncio.get_running_loop().create_future()
+        self.journal.received(job)
         return job.number
 
     def _lose_hosted(self, host: int) -> None:
         """End the jobs that ran inside a worker which has ended."""
+        self.workers_ended += 1
         for job in self._table.hosted(host):
             message = "The worker process that ran this job, as a part of another, has ended.\n"
             event = Event.CRASH if job.state is State.RUNNING else Event.LOSE
@@ -255,46 +292,56 @@ class Service:
             task.add_done_callback(self._work.pop)
 
     async def _carry_out(self, job: Job, slot: Slot) -> None:
-        path = self._output.new_path()
+        path = self.output.new_path()
         self._places[job.number] = slot
-        timers = [
-            asyncio.get_running_loop().call_later(_NOTICE, self._note_wait, job, slot),
-            *self._limit_time(slot),
-        ]
+        self.journal.started(job, slot.number, path)
+        looking = asyncio.ensure_future(self._look_after(job, slot, path))
+        timers = self._limit_time(slot)
         retire = None
         try:
             with self._activity.ongoing():
-                patience = self._policy.input_timeout
-                if job.checksum in self._undelivered:
-                    patience = min(patience, _SECOND_WAIT)
+                patience = self._failures.patience(job.checksum, self._policy.input_timeout)
                 outcome = await slot.run(job.request, path, patience)
                 retire = outcome.retire
                 if outcome.remark is not None:
-                    _log.info("job %s: %s", job.checksum, outcome.remark)
+                    _log.info("%s", outcome.remark, extra={"job": job.checksum})
                 if outcome.ending is Ending.RESULT and job.state is State.RUNNING:
                     await self._record_if_alone(job, slot, outcome)
         except (WorkerGone, WorkerLost) as loss:
             outcome = self._give_back(job, loss)
         except Exception as error:  # noqa: BLE001 - or callers would wait for ever
-            _log.exception("job %s could not be carried out", job.checksum)
+            _log.exception("it could not be carried out", extra={"job": job.checksum})
             what = f"{type(error).__name__}: {error}"
             outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
         finally:
+            looking.cancel()
             for timer in timers:
                 timer.cancel()
+            self.journal.named(job, slot.job_name)
             del self._places[job.number]
             slot.free(retire)
-        printed = self._output.take(path, wanted=outcome.ending in _WITH_OUTPUT)
+        self.journal.moved(outcome.traffic)
+        printed = self.output.end_of(path) if outcome.ending in _WITH_OUTPUT else ""
+        if job.state is State.QUEUED:
+            self.output.discard(path)
+        else:
+            self.output.keep(path)
         if job.state is State.RUNNING:
             outcome.runtime["retry_count"] = job.retries
             self._end(job, _EVENTS[outcome.ending], _with_output(outcome, printed))
         elif job.state is not State.QUEUED:
-            _log.info("job %s: its work has ended, and is thrown away", job.checksum)
+            _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._dispatch()
 
-    def _note_wait(self, job: Job, slot: Slot) -> None:
-        if self._places.get(job.number) is slot and slot.phase is Phase.WAITING_FOR_INPUT:
-            _log.info("job %s: %s", job.checksum, slot.phase.words)
+    async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
+        """Mention once that a job waits for its input; keep what it prints within bounds."""
+        mentioned = False
+        while True:
+            await asyncio.sleep(_LOOK_AFTER)
+            self.output.limit(path)
+            if not mentioned and slot.phase is Phase.WAITING_FOR_INPUT:
+                mentioned = True
+                _log.info("%s", slot.phase.words, extra={"job": job.checksum})
 
     def _limit_time(self, slot: Slot) -> list[asyncio.TimerHandle]:
         limit = self._policy.job_timeout
@@ -316,8 +363,11 @@ class Service:
                 Ending.LOST, message=f"{loss}It had been tried {job.retries + 1} times.\n"
             )
         if job.state is State.RUNNING:
-            _log.warning("job %s goes back to the queue: its worker had ended", job.checksum)
+            _log.warning(
+                "goes back to the queue: its worker had ended", extra={"job": job.checksum}
+            )
             self._table.apply(job, Event.REQUEUE)
+            self.journal.requeued(job)
         return Outcome(Ending.LOST, message=str(loss))
 
     async def _record_if_alone(self, job: Job, slot: Slot, outcome: Outcome) -> None:
@@ -326,25 +376,20 @@ class Service:
             return
         problem = await slot.record(job.request, outcome.result_checksum)
         if problem is None:
-            _log.info("job %s: nobody waits, its result is in the database", job.checksum)
+            _log.info("nobody waits: its result is in the database", extra={"job": job.checksum})
         else:
-            _log.warning("job %s: its result is not in the database: %s", job.checksum, problem)
+            _log.warning(
+                "its result is not in the database: %s", problem, extra={"job": job.checksum}
+            )
 
     def _end(self, job: Job, event: Event, outcome: Outcome) -> None:
         self._table.apply(job, event, outcome)
-        if outcome.ending in _REMEMBERED:
-            key = job.checksum, job.envelope
-            self._failures[key] = outcome
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._policy.failure_memory, self._failures.pop, key, None)
-        elif outcome.ending is Ending.INPUT_UNDELIVERED:
-            self._undelivered.add(job.checksum)
-            loop = asyncio.get_running_loop()
-            after = self._policy.failure_memory
-            loop.call_later(after, self._undelivered.discard, job.checksum)
+        self._failures.note(job, outcome)
+        self.journal.ended(job, outcome)
         self._ends.pop(job.number).set_result(outcome)
         wall = outcome.runtime.get("wall_time_seconds")
-        _log.info("job %s %s%s", job.checksum, job.state.value, f" in {wall} s" if wall else "")
+        took = f" in {wall} s" if wall else ""
+        _log.info("%s%s", job.state.value, took, extra={"job": job.checksum})
 
 
 def _with_output(outcome: Outcome, printed: str) -> Outcome:

@@ -33,6 +33,7 @@ from seamless_jobserver.messages import (
     Ending,
     Outcome,
     RunRequest,
+    StoreCheck,
     WorkerProgram,
     WorkerSettings,
 )
@@ -60,12 +61,16 @@ class SlotState(enum.Enum):
 
 
 class Slot:
-    """One place for one job at a time. `keep` runs it for as long as the server lives."""
+    """One place for one job at a time. `Slots` keeps it for as long as the server lives.
+
+    `problem` says why no worker could be started here, the last time that this was tried.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.state = SlotState.STARTING
         self.failed_starts = 0
+        self.problem: str | None = None
         self.worker: Worker | None = None
 
     def reserve(self) -> None:
@@ -138,6 +143,20 @@ class Slot:
         """How far the worker is with its job, of which there must be one."""
         return Phase.HANDED_OVER if self.worker is None else self.worker.phase
 
+    @property
+    def job_name(self) -> str:
+        """What the worker calls its job; empty as long as nobody knows."""
+        return "" if self.worker is None else self.worker.job_name
+
+    async def check_store(self) -> StoreCheck | None:
+        """Have the worker of this slot, which is reserved, use its store; None if it has ended."""
+        if self.state is not SlotState.BUSY or self.worker is None:
+            return None
+        try:
+            return await asyncio.wrap_future(self.worker.check_store())
+        except (WorkerGone, BrokenExecutor):
+            return None
+
     def condemn(self, verdict: str) -> None:
         """Kill the worker with its job, which ends with `verdict` as its message."""
         if self.worker is not None:
@@ -190,6 +209,11 @@ class Slots:
         if self._memory_limit is not None:
             self._keepers.append(asyncio.ensure_future(self._watch_memory(self._memory_limit)))
 
+    @property
+    def all(self) -> tuple[Slot, ...]:
+        """Every slot, by number."""
+        return tuple(self._slots)
+
     def idle(self) -> Slot | None:
         """Return a slot that can take a job now, or None."""
         for slot in self._slots:
@@ -221,6 +245,7 @@ class Slots:
             except WorkerStartFailed as failure:
                 slot.state = SlotState.DOWN
                 slot.failed_starts += 1
+                slot.problem = str(failure)
                 _log.error("worker %d could not be started: %s", slot.number, failure)
                 if self._none_left():
                     self._exhausted(str(failure))
@@ -228,6 +253,7 @@ class Slots:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             slot.failed_starts = 0
+            slot.problem = None
             pause = _FIRST_PAUSE
             self._ever_ready = True
             slot.state = SlotState.IDLE

@@ -6,10 +6,10 @@ with a verdict that becomes the explanation of its end.
 """
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +17,13 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Final
 
-from seamless_jobserver.messages import Outcome, RunRequest, WorkerProgram, WorkerSettings
+from seamless_jobserver.messages import (
+    Outcome,
+    RunRequest,
+    StoreCheck,
+    WorkerProgram,
+    WorkerSettings,
+)
 from seamless_jobserver.processtree import ProcessId, kill_tree, terminate_tree
 from seamless_jobserver.progress import Phase, Progress
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
@@ -51,12 +57,18 @@ class Worker:
     not be put back after a job.
     """
 
-    def __init__(
-        self, program: WorkerProgram, settings: WorkerSettings, progress_path: str
-    ) -> None:
+    def __init__(self, program: WorkerProgram, settings: WorkerSettings, directory: str) -> None:
+        """`directory` is made for what the worker needs on disk, and goes away with `forget`.
+
+        Raises `WorkerStartFailed`.
+        """
         self._program = program
-        self._progress_path = progress_path
-        self._progress = Progress(progress_path, create=True)
+        self._directory = directory
+        try:
+            os.mkdir(directory, 0o700)
+            self._progress = Progress(directory, create=True)
+        except OSError as error:
+            raise WorkerStartFailed(f"{directory} cannot be made: {error}") from error
         self._kills = OutOfMemoryKills()
         self.verdict: str | None = None
         self.retired = False
@@ -67,7 +79,7 @@ class Worker:
         try:
             # Submitting is what starts the process, in this thread, before it returns.
             self._warm_up: Future[str | None] = self._executor.submit(
-                program.warm_up, settings, progress_path
+                program.warm_up, settings, directory
             )
             (self._process,) = set(multiprocessing.active_children()) - before
         except (OSError, ValueError) as error:
@@ -109,6 +121,7 @@ class Worker:
     ) -> "Future[Outcome]":
         """Hand a job to the worker. Raises `WorkerGone` when it has ended."""
         self._progress.enter(Phase.HANDED_OVER)
+        self._progress.call("")
         self._kills.begin()
         try:
             return self._executor.submit(self._program.run_job, request, output_path, input_timeout)
@@ -122,10 +135,22 @@ class Worker:
         except (BrokenExecutor, RuntimeError) as error:
             raise WorkerGone from error
 
+    def check_store(self) -> "Future[StoreCheck]":
+        """Have the worker use its store. Raises `WorkerGone` when it has ended."""
+        try:
+            return self._executor.submit(self._program.check_store)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise WorkerGone from error
+
     @property
     def phase(self) -> Phase:
         """How far the worker is with the job that it was handed last."""
         return self._progress.phase
+
+    @property
+    def job_name(self) -> str:
+        """What the worker calls that job; empty as long as it does not know."""
+        return self._progress.name
 
     async def describe_end(self) -> str:
         """Return how the process ended, in words: the signal or exit code, and the likely cause."""
@@ -161,8 +186,7 @@ class Worker:
     def forget(self) -> None:
         """Give back what this side holds of a worker that has ended."""
         self._progress.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._progress_path)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the process and everything below it. Further calls do nothing."""

@@ -2,7 +2,8 @@
 
 The server submits them to a `ProcessPoolExecutor` of one spawned process, so they are module-level
 functions of plain arguments, they return plain data, and they never raise: an exception would be
-pickled back with whatever it refers to. `record_result` follows a job that nobody waits for.
+pickled back with whatever it refers to. `record_result` follows a job that nobody waits for, and
+`check_store` runs when somebody asks whether all is well.
 
 Three threads matter in a worker. The main thread runs the jobs, so that signal handlers, ``fork``
 and libraries that insist on the main thread work for user code as in a script. The staging thread
@@ -14,18 +15,24 @@ import dataclasses
 import os
 import resource
 import signal
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 
 from seamless_jobserver import processtree
-from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings
+from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck, WorkerSettings
 from seamless_jobserver.progress import Phase, Progress
 
 _worker: "_Worker | None" = None
 
 
-def warm_up(settings: WorkerSettings, progress_path: str) -> str | None:
-    """Turn this process into a worker; return None, or why that is impossible, for a person."""
+def warm_up(settings: WorkerSettings, directory: str) -> str | None:
+    """Turn this process into a worker; return None, or why that is impossible, for a person.
+
+    `directory` is its own, for what it needs on disk; the server removes it after the worker.
+    """
     global _worker
     try:
         os.setpgid(0, 0)  # out of reach of a Ctrl-C meant for the server
@@ -33,7 +40,7 @@ def warm_up(settings: WorkerSettings, progress_path: str) -> str | None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (settings.open_files, most))
         processtree.become_subreaper()
         threading.Thread(target=_follow_parent, name="jobserver-watcher", daemon=True).start()
-        _worker = _Worker(settings, Progress(progress_path))
+        _worker = _Worker(settings, directory)
     except ImportError as error:
         return f"a package is missing or broken: {error}"
     except Exception as error:  # noqa: BLE001 - whatever it is, the server tells the user
@@ -58,13 +65,23 @@ def record_result(transformation: str, result: str) -> str | None:
     return _worker.record(transformation, result)
 
 
+def check_store() -> StoreCheck:
+    """Write to the store and read from it, and return what came of it."""
+    if _worker is None:
+        return StoreCheck("the worker was not warmed up", "the worker was not warmed up", {})
+    return _worker.check()
+
+
 class _Worker:
     """An ordinary Seamless process, configured for the store and the database of the server."""
 
-    def __init__(self, settings: WorkerSettings, progress: Progress) -> None:
+    def __init__(self, settings: WorkerSettings, directory: str) -> None:
         from seamless_jobserver.transport import import_seamless_remote
 
         import_seamless_remote()
+        with _temporary_files_in(directory):
+            # It makes a directory for compiled modules when it is imported, and never removes it.
+            import seamless_transformer.compiler  # noqa: F401
         # The rest is imported now, so that the first job does not pay for it, and only now,
         # because all of it wants seamless-remote.
         import seamless.config
@@ -81,7 +98,7 @@ class _Worker:
 
         seamless.config.set_remote_clients(settings.clients, in_remote=True)
         select_record(settings.record)  # last: what comes before may reset it
-        self._progress = progress
+        self._progress = Progress(directory)
         self._capture = OutputCapture()
         self._staging = Staging(settings.store_timeout, settings.cache_size)
         self._execution = Execution(self._staging, Safekeeping(settings.clients))
@@ -101,6 +118,7 @@ class _Worker:
                     input_timeout,
                     self._meter,
                     self._enter,
+                    self._progress.call,
                 )
         except OSError as error:
             outcome = Outcome(
@@ -108,12 +126,21 @@ class _Worker:
                 message=f"The job's output file {output_path} cannot be written: {error}. "
                 "Is the disk for temporary files full?\n",
             )
-        return dataclasses.replace(outcome, retire=self._surroundings.restore(self._staging.kept))
+        return dataclasses.replace(
+            outcome,
+            retire=self._surroundings.restore(self._staging.kept),
+            traffic=self._staging.take_traffic(),
+        )
 
     def _enter(self, phase: Phase) -> None:
         self._progress.enter(phase)
         if phase is Phase.STORING:
             self._capture.mend()
+
+    def check(self) -> StoreCheck:
+        from seamless_jobserver.worker.storecheck import check
+
+        return check(self._staging)
 
     def record(self, transformation: str, result: str) -> str | None:
         from seamless import Checksum
@@ -127,6 +154,16 @@ class _Worker:
         except Exception as error:  # noqa: BLE001 - whatever it is, the log says so
             return f"{type(error).__name__}: {error}"
         return None
+
+
+@contextmanager
+def _temporary_files_in(directory: str) -> Iterator[None]:
+    before = tempfile.tempdir
+    tempfile.tempdir = directory
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _follow_parent() -> None:

@@ -23,6 +23,7 @@ from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
 from seamless_jobserver.worker.measure import Measurement, Meter
 from seamless_jobserver.worker.memory import let_go
+from seamless_jobserver.worker.naming import name_of
 from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
 from seamless_jobserver.worker.record import is_compiled
@@ -52,10 +53,12 @@ class Execution:
         input_timeout: float,
         meter: Meter,
         enter: Callable[[Phase], None],
+        call: Callable[[str], None],
     ) -> Outcome:
         """Run the transformation of `request` and return how it ended. Never raises.
 
-        `input_timeout` is in seconds; `enter` is called as each phase of the job begins.
+        `input_timeout` is in seconds; `enter` is called as each phase of the job begins, `call`
+        with what a person would call the job, as soon as that is known.
         """
         measurement = meter.start(self._staging.kept)
 
@@ -63,7 +66,7 @@ class Execution:
             return Outcome(ending, message=message, runtime=measurement.finish())
 
         try:
-            return self.run_and_store(request, input_timeout, measurement, enter)
+            return self.run_and_store(request, input_timeout, measurement, enter, call)
         except InputMissing as error:
             return ended(Ending.INPUT_MISSING, str(error))
         except InputUndelivered as error:
@@ -86,6 +89,7 @@ class Execution:
         input_timeout: float,
         measurement: Measurement | ThreadMeasurement,
         enter: Callable[[Phase], None] = lambda _phase: None,
+        call: Callable[[str], None] = lambda _name: None,
     ) -> Outcome:
         """Run a transformation, store its result, and return the outcome of a success.
 
@@ -105,6 +109,7 @@ class Execution:
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
         )
+        call(name_of(request.transformation))
         probes = record.probe_context(request, self._staging)
         enter(Phase.RUNNING)
         result = run_transformation_dict(

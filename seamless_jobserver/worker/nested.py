@@ -46,6 +46,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
 )
 from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter
+from seamless_jobserver.worker.naming import name_of
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
 """In seconds; the server shows every 20 s that a job goes on."""
@@ -204,7 +205,8 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             strict_dunder=plain["strict_dunder"],
             record=plain["record"],
         )
-        self._report(number, "started", {})
+        # Its code was made by the job around it, and is at hand.
+        self._report(number, "started", {"name": name_of(request.transformation)})
         try:
             outcome = self._run_here(
                 request, self._settings.input_timeout, ThreadMeasurement(self._meter)

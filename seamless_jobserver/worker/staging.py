@@ -32,6 +32,7 @@ from seamless.caching.buffer_cache import get_buffer_cache
 from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 
+from seamless_jobserver.messages import Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
@@ -80,6 +81,8 @@ class Staging:
         """`store_timeout` is in seconds; see above. `cache_size` is in bytes: see `InputCache`."""
         self._store_timeout = store_timeout
         self._nearby = Nearby(cache_size)
+        # Threads of nested transformations count too; a count that is off by one does no harm.
+        self._traffic = Traffic()
         self._loop = asyncio.new_event_loop()
         # Files are read in threads of this pool, which by their name are told from a job's own.
         self._files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
@@ -100,9 +103,13 @@ class Staging:
         # Held until the loop has found them in Seamless's weak cache.
         near, complete = self._nearby.take(wanted)
         if complete:
+            self._count(Traffic(cache_hits=len(near)))
             return near
         fetched = self.call(_fetch_all(wanted, timeout, waiting))
         self._nearby.keep(fetched)
+        staged = sum(map(len, fetched)) - sum(map(len, near))
+        misses = max(0, len(fetched) - len(near))
+        self._count(Traffic(staged=staged, cache_hits=len(near), cache_misses=misses))
         return fetched
 
     def store(self, buffers: list[seamless.Buffer]) -> None:
@@ -113,6 +120,15 @@ class Staging:
         wanted = [buffer for buffer in buffers if len(buffer)]
         if wanted:
             self.call(_together([self._store(buffer) for buffer in wanted]))
+            self._count(Traffic(stored=sum(map(len, wanted))))
+
+    def take_traffic(self) -> Traffic:
+        """Return what was moved since the last call of this."""
+        traffic, self._traffic = self._traffic, Traffic()
+        return traffic
+
+    def _count(self, more: Traffic) -> None:
+        self._traffic = Traffic(*map(sum, zip(self._traffic, more, strict=True)))
 
     def forget(self, buffers: list[seamless.Buffer]) -> None:
         """Do not keep `buffers` for other jobs: their content may not be what it was."""

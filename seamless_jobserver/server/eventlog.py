@@ -1,0 +1,57 @@
+"""The server's own log: one line an event, for people or for programs.
+
+What concerns a job is logged with ``extra={"job": CHECKSUM}``. As text, the line begins with the
+short form of the checksum; as JSON, the whole of it is a field. Control characters in a message,
+which may quote what came from elsewhere, are escaped, so that one event stays one line.
+"""
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Final
+
+SHORT: Final = 12
+"""Digits of a checksum that tell it from any other that a person has before them."""
+
+
+def configure(level: str, form: str) -> None:
+    """Send the log of this process to standard output, from a level of `options` on."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JSONFormatter() if form == "json" else _TextFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class _TextFormatter(logging.Formatter):
+    """``2026-01-31 12:00:00 INFO job 0123456789ab: done in 0.5 s``, in local time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
+        job = getattr(record, "job", None)
+        about = f"job {job[:SHORT]}: " if job else ""
+        line = f"{moment} {record.levelname} {about}{_one_line(record.getMessage())}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class _JSONFormatter(logging.Formatter):
+    """One object a line; ``time`` is in UTC (RFC 3339)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        event = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        job = getattr(record, "job", None)
+        if job:
+            event["job"] = job
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,328 @@
+"""What the server is doing, put together for watchers: ``/status``, ``/metrics``, ``/jobs``.
+
+Jobs and slots live on the event loop, and are looked at there; what takes longer (memory of
+processes, texts) is done in the thread of the connection that asks. Many pages may watch one
+server, so what they all see is put together at most every `FRESH` seconds, whoever asks.
+docs/watching.rst describes the fields.
+"""
+
+import json
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+from seamless_jobserver import __version__
+from seamless_jobserver.processtree import tree_memory
+from seamless_jobserver.server.access import user_name
+from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.http import JobHTTPServer
+from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.journal import Ended, Entry, describe, pins
+from seamless_jobserver.server.metrics import Metric, render
+from seamless_jobserver.server.service import Service
+
+VERSION: Final = 1
+"""Of the form of ``/status``; it is raised when a field changes its meaning or goes away."""
+FRESH: Final = 0.5
+MOST_WAITING: Final = 200
+MOST_ENDED: Final = 1000
+MOST_LISTED: Final = 500
+_LIMIT: Final = 10.0
+"""Seconds for the loop to answer; it never takes more than a moment."""
+_SEAMLESS: Final = ("seamless-core", "seamless-transformer", "seamless-remote", "seamless-config")
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What does not change while a server runs: `listening` as ``HOST:PORT``, times in seconds."""
+
+    listening: str
+    access: str
+    exposed: bool
+    record: bool
+    reclaims: bool
+    idle_timeout: float | None
+
+
+class Overview:
+    """Any thread may ask it."""
+
+    def __init__(
+        self,
+        facts: ServerFacts,
+        service: Service,
+        bridge: Bridge,
+        http: JobHTTPServer,
+        activity: Activity,
+    ) -> None:
+        self._facts = facts
+        self._service = service
+        self._bridge = bridge
+        self._http = http
+        self._activity = activity
+        self._started = time.time()
+        self._versions = {"jobserver": __version__, "python": platform.python_version()}
+        self._versions.update({name: _version(name) for name in _SEAMLESS})
+        self._user = user_name(os.geteuid())
+        self._lock = threading.Lock()  # over the two below
+        self._present = b""
+        self._until = 0.0
+
+    def status(self, after: int) -> bytes:
+        """Return the JSON of ``/status``, with the jobs that ended after the one of number `after`.
+
+        `after` counts the jobs that have ended.
+        """
+        lines, latest = self._ask(lambda: self._ended_since(after))
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._present = json.dumps(self._look()).encode()
+                self._until = time.monotonic() + FRESH
+            present = self._present
+        return b'%s, "latest": %d, "ended": [%s]}' % (present[:-1], latest, b", ".join(lines))
+
+    def jobs(self, before: int | None, most: int, states: list[str]) -> bytes:
+        """Return the JSON of ``/jobs``: jobs that have ended, newest first."""
+        journal = self._service.journal
+        lines, more = self._ask(lambda: journal.before(before, min(most, MOST_LISTED), states))
+        return b'{"jobs": [%s], "more": %s}' % (b", ".join(lines), json.dumps(more).encode())
+
+    def job(self, checksum: str) -> bytes | None:
+        """Return the JSON of ``/jobs/CHECKSUM``, or None for a job that is not known (any more)."""
+        found = self._ask(lambda: self._job(checksum))
+        if found is None:
+            return None
+        line, detail, output = found
+        size = 0
+        if output is not None:
+            content, start = self._service.output.read(output, 0)
+            size = start + len(content)
+        return b'%s, %s, "output": %d}' % (line[:-1], detail[1:-1], size)
+
+    def metrics(self) -> str:
+        """Return the text of ``/metrics``."""
+        now = self._ask(self._counts)
+        return render(now, self._ask(self._histograms))
+
+    def _ask(self, look: Callable[[], Any]) -> Any:
+        async def on_the_loop() -> Any:
+            return look()
+
+        return self._bridge.submit(on_the_loop()).result(_LIMIT)
+
+    def _ended_since(self, after: int) -> tuple[list[bytes], int]:
+        journal = self._service.journal
+        return journal.since(after, MOST_ENDED), journal.latest
+
+    def _job(self, checksum: str) -> tuple[bytes, bytes, str | None] | None:
+        found = self._service.journal.of(checksum)
+        if isinstance(found, Entry):
+            detail: dict[str, Any] = {"pins": pins(found.job), "message": None, "runtime": {}}
+            line = json.dumps(self._describe(found)).encode()
+            return line, json.dumps(detail).encode(), found.output
+        if isinstance(found, Ended):
+            nothing = b'{"pins": null, "message": null, "runtime": {}}'
+            return found.line, found.detail or nothing, found.output
+        return None
+
+    def _describe(self, entry: Entry) -> dict[str, Any]:
+        slot = self._service.place_of(entry.job)
+        if slot is None:
+            return describe(entry, phase=None, ended=None, outcome=None)
+        self._service.journal.named(entry.job, slot.job_name)
+        return describe(entry, phase=slot.phase.words, ended=None, outcome=None)
+
+    def _look(self) -> dict[str, Any]:
+        present: dict[str, Any] = self._ask(self._look_on_the_loop)
+        for worker in present["workers"]:
+            worker["memory"] = None if worker["pid"] is None else tree_memory(worker["pid"])
+        return {
+            "version": VERSION,
+            "time": round(time.time(), 3),
+            "server": self._describe_server(),
+            "machine": _machine(),
+            **present,
+        }
+
+    def _look_on_the_loop(self) -> dict[str, Any]:
+        journal = self._service.journal
+        running = [entry for entry in journal.under_way.values() if entry.started is not None]
+        waiting = journal.waiting
+        workers = []
+        for slot in self._service.all_slots:
+            job = self._service.job_in(slot)
+            workers.append(
+                {
+                    "number": slot.number,
+                    "state": slot.state.value,
+                    "pid": None if slot.worker is None else slot.worker.pid,
+                    "jobs": journal.jobs_of_slot[slot.number],
+                    "job": None if job is None else job.checksum,
+                    "phase": None if job is None else slot.phase.words,
+                    "problem": slot.problem,
+                }
+            )
+        return {
+            "workers": workers,
+            "running": [self._describe(entry) for entry in running],
+            "waiting": [self._describe(entry) for entry in waiting[:MOST_WAITING]],
+            "waiting_count": len(waiting),
+            "oldest_waiting": _age(waiting),
+            "totals": {
+                name: journal.totals[name]
+                for name in (
+                    "received",
+                    "joined",
+                    "done",
+                    "failed",
+                    "crashed",
+                    "canceled",
+                    "lost",
+                )
+            },
+            "series": journal.course(),
+        }
+
+    def _describe_server(self) -> dict[str, Any]:
+        facts = self._facts
+        left = None
+        if facts.idle_timeout is not None:
+            left = round(max(0.0, facts.idle_timeout - self._activity.idle_seconds()), 1)
+        return {
+            "name": "seamless-jobserver",
+            "version": self._versions["jobserver"],
+            "python": self._versions["python"],
+            "packages": {name: self._versions[name] for name in _SEAMLESS},
+            "hostname": socket.gethostname(),
+            "user": self._user,
+            "pid": os.getpid(),
+            "listening": facts.listening,
+            "access": facts.access,
+            "exposed": facts.exposed,
+            "started": round(self._started, 3),
+            "record": facts.record,
+            "reclaims": facts.reclaims,
+            "idle_timeout": facts.idle_timeout,
+            "idle_left": left,
+            "ending": self._http.closing,
+        }
+
+    def _counts(self) -> list[Metric]:
+        journal = self._service.journal
+        waiting = journal.waiting
+        slots = self._service.all_slots
+        traffic = journal.traffic
+        connections, accepted, refused = self._http.counts
+        states = ("done", "failed", "crashed", "canceled", "lost")
+        slot_states = {"starting": 0, "idle": 0, "busy": 0, "down": 0}
+        for slot in slots:
+            slot_states[slot.state.value] += 1
+        return [
+            Metric(
+                "jobs_total",
+                "counter",
+                "Jobs that have ended, by how.",
+                {state: journal.totals[state] for state in states},
+                "outcome",
+            ),
+            _one("jobs_received_total", "counter", "Jobs received.", journal.totals["received"]),
+            _one(
+                "jobs_joined_total",
+                "counter",
+                "Requests that joined a job under way.",
+                journal.totals["joined"],
+            ),
+            _one(
+                "jobs_running",
+                "gauge",
+                "Jobs that run, those inside others included.",
+                len(journal.under_way) - len(waiting),
+            ),
+            _one("queue_length", "gauge", "Jobs that wait for a worker.", len(waiting)),
+            _one(
+                "queue_oldest_seconds",
+                "gauge",
+                "Age of the job that has waited longest.",
+                _age(waiting) or 0.0,
+            ),
+            Metric("slots", "gauge", "Worker slots, by state.", slot_states, "state"),
+            _one(
+                "worker_restarts_total",
+                "counter",
+                "Workers that were replaced.",
+                self._service.workers_ended,
+            ),
+            _one(
+                "staged_bytes_total",
+                "counter",
+                "Bytes of inputs fetched from servers.",
+                traffic.staged,
+            ),
+            _one("stored_bytes_total", "counter", "Bytes of results stored.", traffic.stored),
+            _one(
+                "cache_hits_total",
+                "counter",
+                "Inputs that were at hand: kept from earlier jobs, or in a read folder.",
+                traffic.cache_hits,
+            ),
+            _one(
+                "cache_misses_total",
+                "counter",
+                "Inputs fetched from a server.",
+                traffic.cache_misses,
+            ),
+            _one("connections", "gauge", "Open connections.", connections),
+            _one("connections_total", "counter", "Connections accepted.", accepted),
+            _one(
+                "refused_total",
+                "counter",
+                "Connections and requests refused by the access rules.",
+                refused,
+            ),
+            _one(
+                "uptime_seconds", "gauge", "Seconds since the start.", time.time() - self._started
+            ),
+        ]
+
+    def _histograms(self) -> dict[str, Any]:
+        journal = self._service.journal
+        return {
+            "run_seconds": ("Seconds from the start of a job to its end.", journal.run_times),
+            "queue_seconds": ("Seconds that jobs waited for a worker.", journal.queue_times),
+        }
+
+
+def _one(name: str, kind: str, about: str, value: float) -> Metric:
+    return Metric(name, kind, about, {"": value})
+
+
+def _age(waiting: list[Entry]) -> float | None:
+    return round(max(0.0, time.time() - waiting[0].received), 3) if waiting else None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"  # importable, as the server has seen, but not installed by name
+
+
+def _machine() -> dict[str, Any]:
+    memory = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            name, _, amount = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                memory[name] = int(amount.split()[0]) * 1024
+    return {
+        "processors": len(os.sched_getaffinity(0)),
+        "load": [round(one, 2) for one in os.getloadavg()],
+        "memory": memory.get("MemTotal"),
+        "available": memory.get("MemAvailable"),
+    }

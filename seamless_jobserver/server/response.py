@@ -1,0 +1,38 @@
+"""Answers, before they are written to a connection."""
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer: status code, body, and header fields beside ``Content-Length``.
+
+    With a `stream` the body is what that yields, as it comes; it yields an empty part when it only
+    waits. `watching` marks the answer to somebody who only looks on: it does not keep an unused
+    server alive.
+    """
+
+    status: int
+    body: bytes = b""
+    fields: dict[str, str] = field(default_factory=dict)
+    stream: Generator[bytes, None, None] | None = None
+    watching: bool = False
+
+
+def text_response(status: int, text: str, **fields: str) -> Response:
+    """Return an answer in plain text."""
+    named = {name.replace("_", "-"): value for name, value in fields.items()}
+    return Response(
+        status,
+        text.encode("utf-8", errors="backslashreplace"),
+        {"Content-Type": "text/plain; charset=utf-8", **named},
+    )
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Return an answer in JSON; `value` may be JSON already, as bytes."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return Response(status, body, {"Content-Type": "application/json; charset=utf-8"})

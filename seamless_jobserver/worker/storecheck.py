@@ -1,0 +1,61 @@
+"""Whether a worker reaches its store and its database: asked by ``seamless-jobserver check``."""
+
+import asyncio
+from typing import Any, Final
+
+import seamless
+from seamless_remote import buffer_remote, database_remote
+
+from seamless_jobserver.messages import StoreCheck
+from seamless_jobserver.worker.staging import NO_STORE, Staging
+
+_LIMIT: Final = 10.0
+"""Seconds for one thing that the store is asked."""
+_CODE: Final = b"def check(word):\n    return word[::-1]\n"
+_INPUT: Final = b'"jobserver check"\n'
+
+
+def check(staging: Staging) -> StoreCheck:
+    """Put a trivial job's buffers into the store, read one back, ask the database. Never raises."""
+    code, word = seamless.Buffer(_CODE), seamless.Buffer(_INPUT)
+    trial: dict[str, Any] = {
+        "__language__": "python",
+        "__output__": ["result", "plain", None],
+        "code": ["python", "transformer", code.get_checksum().hex()],
+        "word": ["plain", None, word.get_checksum().hex()],
+    }
+    return StoreCheck(
+        hashserver=_try(staging, _use_hashserver([code, word])),
+        database=_try(staging, _ask_database(code)),
+        trial=trial,
+    )
+
+
+def _try(staging: Staging, work: Any) -> str | None:
+    try:
+        problem: str | None = staging.call(asyncio.wait_for(work, _LIMIT))
+    except asyncio.TimeoutError:
+        return f"it does not answer within {_LIMIT:g} s. Is it overloaded, or its disk?"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was asked for
+        return f"{type(error).__name__}: {error}. Does it run, and can this node reach it?"
+    return problem
+
+
+async def _use_hashserver(buffers: list[seamless.Buffer]) -> str | None:
+    if not buffer_remote.has_write_server():
+        return NO_STORE.strip()
+    for buffer in buffers:
+        await buffer_remote.write_buffer(buffer.get_checksum(), buffer)
+    checksum = buffers[0].get_checksum()
+    (known,) = await buffer_remote.get_buffer_lengths([checksum])
+    return None if known else "it took a buffer, and does not know it. Is its directory writable?"
+
+
+async def _ask_database(buffer: seamless.Buffer) -> str | None:
+    if not database_remote.has_write_server():
+        return (
+            "the status file names none that can be written to: results are not remembered, and "
+            "jobs inside jobs run in the worker that asks."
+        )
+    await database_remote.get_transformation_result(buffer.get_checksum())
+    return None

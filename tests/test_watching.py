@@ -1,0 +1,357 @@
+"""Watching a real server with real jobs: status, lists, logs, metrics, and the commands on them."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.stack import PATIENCE, Jobserver, temporary_directory, wait_until
+from tests.test_running import OnAStore
+
+PRINTING = "def printing(n):\n    print('line', n)\n    return n\n"
+FAILING = "def failing(n):\n    print('about to fail')\n    raise ValueError('no such luck')\n"
+CRASHING = "def crashing(n):\n    import os\n    os._exit(3)\n"
+WAITING = (
+    "def waiting(gate):\n    import os, time\n    print('it waits', flush=True)\n"
+    "    while not os.path.exists(gate): time.sleep(0.01)\n    print('it goes on')\n    return 1\n"
+)
+HOSTILE = "def f(n):\n    print('<script>alert(1)</script>\\x1b[2J')\n    return n\n"
+
+
+class Watched(OnAStore):
+    """A server with one worker for each test, and a gate that holds up a job."""
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+        self.place = self.stack.enter_context(temporary_directory())
+        self.server = self.start()
+        self.gate = self.place / "gate"
+        self.callers = self.stack.enter_context(ThreadPoolExecutor(8))
+        self.stack.callback(self.gate.touch)
+
+    def start(self, *flags, name="jobserver"):
+        server = Jobserver(self.place / name, self.store.parameters(), flags=flags)
+        self.stack.callback(server.stop)
+        return server
+
+    def get(self, path, **fields):
+        return self.server.request("GET", path, **fields)
+
+    def status(self, after=0):
+        return self.get(f"/status?after={after}").json
+
+    def run_job(self, code, **inputs):
+        request = self.store.request(code, **inputs)
+        return request["tf_checksum"], self.callers.submit(self.server.run, request)
+
+    def hold(self):
+        """Have a job run that waits for the gate; return its checksum and the future answer."""
+        checksum, answer = self.run_job(WAITING, gate=str(self.gate))
+        wait_until(
+            lambda: [job["name"] for job in self.status()["running"]] == ["waiting"],
+            "it runs, and has told its name",
+        )
+        return checksum, answer
+
+    def job(self, checksum):
+        return self.get(f"/jobs/{checksum}", Accept="application/json").json
+
+
+class Status(Watched):
+    def test_it_tells_what_runs_waits_and_has_ended_and_how(self):
+        endings = {}
+        for code, state in ((PRINTING, "done"), (FAILING, "failed"), (CRASHING, "crashed")):
+            checksum, answer = self.run_job(code, n=1)
+            answer.result(PATIENCE)
+            endings[checksum] = state
+        held, _ = self.hold()
+        queued, answer = self.run_job(PRINTING, n=2)
+        wait_until(lambda: self.status()["waiting_count"] == 1, "it waits")
+        status = self.status()
+        self.assertEqual(status["version"], 1)
+        self.assertEqual([job["checksum"] for job in status["running"]], [held])
+        self.assertEqual([job["checksum"] for job in status["waiting"]], [queued])
+        self.assertEqual(status["waiting"][0]["name"], "printing", "its code has run before")
+        self.assertEqual({job["checksum"]: job["state"] for job in status["ended"]}, endings)
+        (worker,) = status["workers"]
+        self.assertEqual((worker["state"], worker["job"]), ("busy", held))
+        self.assertEqual(worker["phase"], "running")
+        self.assertGreater(worker["memory"], 10e6)
+        self.assertEqual(status["totals"]["received"], 5)
+        self.assertEqual(sum(status["series"]["ended"]), 3)
+        self.assertEqual(sum(status["series"]["failed"]), 2)
+        self.server.cancel(queued)
+        self.assertIn("canceled", answer.result(PATIENCE).text)
+        self.assertEqual(self.job(queued)["state"], "canceled")
+
+    def test_only_news_is_told_to_who_has_asked_before(self):
+        first, answer = self.run_job(PRINTING, n=1)
+        answer.result(PATIENCE)
+        latest = self.status()["latest"]
+        second, answer = self.run_job(PRINTING, n=2)
+        answer.result(PATIENCE)
+        self.assertEqual([job["checksum"] for job in self.status(latest)["ended"]], [second])
+        self.assertEqual(self.status(10**6)["ended"], [])
+        listed = self.get(f"/jobs?before={latest + 1}&limit=1").json
+        self.assertEqual([job["checksum"] for job in listed["jobs"]], [first])
+
+    def test_one_job_is_told_with_pins_metadata_message_and_size_of_its_output(self):
+        checksum, answer = self.run_job(FAILING, n=1)
+        answer.result(PATIENCE)
+        job = self.job(checksum)
+        self.assertEqual([pin["name"] for pin in job["pins"]], ["code", "n"])
+        self.assertIn("no such luck", job["message"])
+        self.assertEqual(job["output"], len("about to fail\n"))
+        self.assertEqual(job["name"], "failing")
+        self.assertGreater(job["wall"], 0)
+        self.assertIn("hostname", job["runtime"])
+
+    def test_requests_that_make_no_sense_are_refused(self):
+        for path, status in (
+            ("/status?after=x", 400),
+            ("/jobs?limit=-1", 400),
+            ("/jobs?state=happy", 400),
+            ("/jobs/xyz", 400),
+            ("/jobs/" + "ab" * 32, 404),
+            ("/jobs/" + "ab" * 32 + "/log", 404),
+            ("/jobs/" + "ab" * 32 + "/other", 404),
+            ("/page/../watching.py", 404),
+            ("/page/", 404),
+        ):
+            with self.subTest(path):
+                self.assertEqual(self.get(path).status, status)
+        self.assertEqual(self.server.request("POST", "/status").status, 405)
+        self.assertEqual(self.server.request("GET", "/check-store").status, 405)
+
+    def test_programs_keep_their_answer_and_browsers_get_a_page_that_loads_nothing_else(self):
+        self.assertEqual(self.get("/").text, "Seamless jobserver is running")
+        self.assertEqual(self.get("/", Accept="*/*").text, "Seamless jobserver is running")
+        page = self.get("/", Accept="text/html,*/*;q=0.8")
+        self.assertIn("<!doctype html>", page.text.lower())
+        self.assertIn("default-src 'none'", page.headers["content-security-policy"])
+        names = set(re.findall(r'(?:href|src)="([^"#]+)"', page.text))
+        self.assertTrue(names)
+        for name in names:
+            self.assertTrue(name.startswith("page/"), name)
+            self.assertEqual(self.get(f"/{name}").status, 200)
+        moved = self.get("/jobs/" + "ab" * 32, Accept="text/html")
+        self.assertEqual((moved.status, moved.headers["location"]), (303, f"../#/jobs/{'ab' * 32}"))
+
+    def test_looking_does_not_keep_an_unused_server_alive(self):
+        server = self.start("--timeout", "2", name="short")
+        began = time.monotonic()
+        looks = 0
+        while server.process.poll() is None:
+            self.assertLess(time.monotonic() - began, 20, "it is kept alive")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                left = server.request("GET", "/status").json["server"]["idle_left"]
+                self.assertLessEqual(left, 2)
+                looks += 1
+        self.assertGreater(looks, 10)
+        self.assertEqual(server.process.wait(PATIENCE), 0)
+
+
+class Logs(Watched):
+    def test_output_can_be_read_while_a_job_runs_and_after_it(self):
+        checksum, answer = self.hold()
+        path = f"/jobs/{checksum}/log"
+        wait_until(lambda: self.get(path).text == "it waits\n", "it has printed")
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertEqual(self.get(path).text, "it waits\nit goes on\n")
+        self.assertEqual(self.get(path).headers["content-type"], "text/plain; charset=utf-8")
+        self.assertEqual(self.get(path).headers["x-content-type-options"], "nosniff")
+
+    def test_output_can_be_followed_to_the_end_of_the_job(self):
+        checksum, answer = self.hold()
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/jobs/{checksum}/log?follow")
+            response = connection.getresponse()
+            self.assertEqual(response.read(9), b"it waits\n")
+            self.gate.touch()
+            self.assertEqual(response.read(), b"it goes on\n")
+            connection.request("GET", "/healthcheck")
+            self.assertEqual(connection.getresponse().read(), b"OK", "the connection goes on")
+        answer.result(PATIENCE)
+
+    def test_a_follower_that_goes_away_is_let_go(self):
+        checksum, _ = self.hold()
+        before = self.connections()
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        connection.request("GET", f"/jobs/{checksum}/log?follow")
+        self.assertEqual(connection.getresponse().read(9), b"it waits\n")
+        wait_until(lambda: self.connections() == before + 1, "it is counted")
+        connection.close()
+        wait_until(lambda: self.connections() == before, "its thread has ended")
+
+    def connections(self):
+        return int(self.metric("connections"))
+
+    def metric(self, name):
+        return re.search(rf"^seamless_jobserver_{name} (\S+)$", self.get("/metrics").text, re.M)[1]
+
+    def test_hostile_output_stays_text(self):
+        checksum, answer = self.run_job(HOSTILE, n=1)
+        answer.result(PATIENCE)
+        log = self.get(f"/jobs/{checksum}/log", Accept="text/html")
+        self.assertIn("<script>", log.text)
+        self.assertEqual(log.headers["content-type"], "text/plain; charset=utf-8")
+        self.assertEqual(log.headers["x-content-type-options"], "nosniff")
+
+
+class Metrics(Watched):
+    def test_prometheus_reads_them_and_they_are_true(self):
+        for code in (PRINTING, FAILING, CRASHING):
+            self.run_job(code, n=1)[1].result(PATIENCE)
+        wait_until(lambda: self.status()["workers"][0]["state"] == "idle", "a new worker is there")
+        self.hold()
+        text = self.get("/metrics").text
+        found = {}
+        for family in text_string_to_metric_families(text):
+            self.assertTrue(family.documentation, family.name)
+            self.assertNotEqual(family.type, "unknown", family.name)
+            for sample in family.samples:
+                name = sample.name.removeprefix("seamless_jobserver_")
+                found[(name, *sample.labels.values())] = sample.value
+        self.assertEqual(found["jobs_total", "done"], 1)
+        self.assertEqual(found["jobs_total", "failed"], 1)
+        self.assertEqual(found["jobs_total", "crashed"], 1)
+        self.assertEqual(found["jobs_running",], 1)
+        self.assertEqual(found["slots", "busy"], 1)
+        self.assertEqual(found["queue_length",], 0)
+        self.assertEqual(found["worker_restarts_total",], 1)
+        self.assertEqual(found["run_seconds_count",], 3)
+        self.assertEqual(found["queue_seconds_bucket", "+Inf"], 4)
+        self.assertGreater(found["staged_bytes_total",], 0)
+        self.assertGreater(found["stored_bytes_total",], 0)
+        self.assertGreater(found["cache_misses_total",], 0)
+        self.assertGreater(found["connections_total",], 4)
+        self.assertEqual(found["refused_total",], 0)
+        self.get("/", Origin="http://elsewhere.example")
+        self.assertIn("seamless_jobserver_refused_total 1\n", self.get("/metrics").text)
+
+
+class ServersLog(Watched):
+    def test_a_line_has_time_level_short_checksum_and_what_happened(self):
+        checksum, answer = self.run_job(PRINTING, n=1)
+        answer.result(PATIENCE)
+        self.assertRegex(
+            self.server.log,
+            rf"(?m)^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d INFO job {checksum[:12]}: done in ",
+        )
+        self.assertNotIn(checksum, self.server.log)
+        self.assertIn("Welcome to the Seamless jobserver on 127.0.0.1:", self.server.log)
+
+    def test_as_json_each_line_is_an_object(self):
+        self.server = self.start("--log-format", "json", name="json")
+        checksum, answer = self.run_job(PRINTING, n=1)
+        answer.result(PATIENCE)
+        welcome, *lines = self.server.log.splitlines()
+        events = [json.loads(line) for line in lines]
+        self.assertIn("Welcome", welcome)
+        (done,) = (event for event in events if event["message"].startswith("done in"))
+        self.assertEqual((done["job"], done["level"]), (checksum, "info"))
+
+    def test_a_higher_level_leaves_out_what_is_usual(self):
+        self.server = self.start("--log-level", "error", name="quiet")
+        self.run_job(PRINTING, n=1)[1].result(PATIENCE)
+        self.assertEqual(len(self.server.log.splitlines()), 1, self.server.log)
+
+
+class Commands(Watched):
+    def command(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "seamless_jobserver", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def test_top_prints_what_runs_waits_and_has_ended_and_nothing_a_terminal_would_obey(self):
+        self.run_job(HOSTILE.replace("def f", "# \x1b[2J\ndef evil"), n=1)[1].result(PATIENCE)
+        self.hold()
+        shown = self.command("top", "--status-file", str(self.server.status_file))
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        self.assertIn("1 running, 0 waiting", shown.stdout)
+        for name in ("waiting", "evil"):
+            self.assertRegex(shown.stdout, rf"(?m) {name}$")
+        self.assertNotIn("\x1b", shown.stdout)
+
+    def test_check_finds_all_well(self):
+        checked = self.command("check", f"http://127.0.0.1:{self.server.port}")
+        self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
+        self.assertEqual(checked.stdout.count("ok    "), 6, checked.stdout)
+        self.assertIn("a trivial job: it ran", checked.stdout)
+
+    def test_check_says_what_fails_and_what_to_do(self):
+        storeless = Jobserver(self.place / "storeless", {})
+        self.stack.callback(storeless.stop)
+        secret = self.place / "password"
+        secret.touch(0o600)
+        secret.write_text("open sesame")
+        guarded = self.start("--password-file", str(secret), "--access", "any", name="guarded")
+        silent = self.stack.enter_context(_listener())
+        for url, expected in (
+            (f"http://127.0.0.1:{storeless.port}", "names no writable one"),
+            (f"http://127.0.0.1:{guarded.port}", "put it into the URL"),
+            (f"http://x:open%20sesame@127.0.0.1:{guarded.port}", "a trivial job: it ran"),
+            ("http://127.0.0.1:1", "nothing listens at"),
+            ("http://no-such-host.invalid:5533", "is no known name"),
+            (f"http://127.0.0.1:{self.store.hashserver_port}", "Something else listens there"),
+            (f"http://127.0.0.1:{silent}", "does not speak HTTP"),
+            (f"https://127.0.0.1:{self.server.port}", "does not speak TLS"),
+        ):
+            with self.subTest(url):
+                checked = self.command("check", url)
+                well = "ran" in expected
+                self.assertEqual(checked.returncode, 0 if well else 1, checked.stdout)
+                self.assertIn(expected, checked.stdout)
+                self.assertNotIn("Traceback", checked.stdout + checked.stderr)
+                self.assertNotIn("sesame", checked.stdout + checked.stderr)
+
+    def test_a_target_that_makes_no_sense_is_one_line(self):
+        for arguments, message in (
+            (("check", "ftp://x"), "is no URL of a jobserver"),
+            (("top", "--status-file", "/nonexistent"), "cannot be read"),
+            (("top", "--interval", "0"), "use 0.1 to 3600 seconds"),
+        ):
+            with self.subTest(arguments):
+                result = self.command(*arguments)
+                self.assertEqual(result.returncode, 2)
+                self.assertIn(message, result.stderr)
+
+
+@contextlib.contextmanager
+def _listener():
+    """Yield the port of something that answers with what is not HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
+
+
+del Watched  # it is no test itself
