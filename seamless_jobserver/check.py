@@ -88,7 +88,9 @@ def _status(server: Server) -> dict[str, Any]:
         if answer.status != 200 or "workers" not in status:
             raise ValueError
     except ValueError:
-        remedy = "It is another kind of jobserver, or a much older one: no more can be checked."
+        remedy = (
+            "Something else listens there, or another kind of jobserver: look into the status file."
+        )
         raise _Stopped(Step("its state", "it does not tell", remedy)) from None
     return status
 

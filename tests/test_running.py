@@ -352,7 +352,7 @@ class Queue(OnAStore):
             for request in (first, second, third):
                 answers.append(callers.submit(server.run, request))
                 checksum = request["tf_checksum"]
-                wait_until(lambda c=checksum: f"{c} received" in server.log, "it has arrived")
+                wait_until(lambda c=checksum: f"{c[:12]}: received" in server.log, "it has arrived")
             self.assertTrue(server.cancel(second["tf_checksum"])["canceled"])
             self.assertEqual(answers[1].result(PATIENCE).text, "Transformation was canceled")
             gate.touch()

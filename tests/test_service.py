@@ -163,7 +163,7 @@ class Failures(ServiceCase):
             task = await self.call(request("1"))
             self.slots.slots[0].end.set_result(Outcome(Ending.FAILED, message="why"))
             await task
-            while self.service._failures:  # noqa: ASYNC110 - it tells nobody
+            while self.service._failures._failures:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.005)
         self.assertEqual(len(self.slots.slots[0].runs), 2)
 

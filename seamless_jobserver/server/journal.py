@@ -80,7 +80,7 @@ class Journal:
         self._detail_bytes = 0
         self._names: OrderedDict[str, str] = OrderedDict()
         self._steps: deque[_Step] = deque(maxlen=_STEPS)
-        self._waiting = 0
+        self._waiting = self._waiting_before = 0
         self.latest = 0
         self.totals: Counter[str] = Counter()
         self.traffic = Traffic()
@@ -166,7 +166,7 @@ class Journal:
 
     def since(self, seq: int, most: int) -> list[bytes]:
         """Return the lines of the jobs that ended after `seq`, oldest first: the newest `most`."""
-        wanted = min(most, self.latest - seq, len(self._history))
+        wanted = max(0, min(most, self.latest - seq, len(self._history)))
         newest = [ended.line for _, ended in islice(reversed(self._history.values()), wanted)]
         return newest[::-1]
 
@@ -215,16 +215,17 @@ class Journal:
         last = self._steps[-1] if self._steps else None
         if last is None or last.number < number:
             # A queue in which nothing happened is as long as it was.
-            before = last.waiting if last is not None else 0
             first = number if last is None else max(last.number + 1, number - _STEPS + 1)
+            before = self._waiting_before
             self._steps.extend(_Step(quiet, 0, 0, before) for quiet in range(first, number))
-            last = _Step(number, 0, 0, 0)
+            last = _Step(number, 0, 0, before)
             self._steps.append(last)
         self._steps[-1] = last._replace(
             ended=last.ended + ended,
             failed=last.failed + failed,
             waiting=max(last.waiting, self._waiting),
         )
+        self._waiting_before = self._waiting
 
     def _forget(self) -> None:
         while self._detail_bytes > DETAILS:

@@ -328,7 +328,7 @@ class Service:
             self.output.keep(path)
         if job.state is State.RUNNING:
             outcome.runtime["retry_count"] = job.retries
-            self._end(job, _EVENTS[outcome.ending], _with_output(outcome, printed))
+            self._end(job, _EVENTS[outcome.ending], outcome, printed)
         elif job.state is not State.QUEUED:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._dispatch()
@@ -382,11 +382,12 @@ class Service:
                 "its result is not in the database: %s", problem, extra={"job": job.checksum}
             )
 
-    def _end(self, job: Job, event: Event, outcome: Outcome) -> None:
-        self._table.apply(job, event, outcome)
-        self._failures.note(job, outcome)
+    def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
+        told = _with_output(outcome, printed)
+        self._table.apply(job, event, told)
+        self._failures.note(job, told)
         self.journal.ended(job, outcome)
-        self._ends.pop(job.number).set_result(outcome)
+        self._ends.pop(job.number).set_result(told)
         wall = outcome.runtime.get("wall_time_seconds")
         took = f" in {wall} s" if wall else ""
         _log.info("%s%s", job.state.value, took, extra={"job": job.checksum})

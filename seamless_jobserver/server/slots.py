@@ -72,6 +72,7 @@ class Slot:
         self.failed_starts = 0
         self.problem: str | None = None
         self.worker: Worker | None = None
+        self._last_name = ""
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for a job that `run` gets next."""
@@ -110,6 +111,8 @@ class Slot:
             worker.kill()
             what = f"{type(error).__name__}: {error}"
             return Outcome(Ending.LOST, message=f"The worker failed in an unforeseen way: {what}\n")
+        finally:
+            self._last_name = worker.job_name
 
     async def record(self, request: RunRequest, result: str) -> str | None:
         """Have the worker of this slot, which is reserved, tell the database of a result.
@@ -145,8 +148,8 @@ class Slot:
 
     @property
     def job_name(self) -> str:
-        """What the worker calls its job; empty as long as nobody knows."""
-        return "" if self.worker is None else self.worker.job_name
+        """What the worker calls its job, or the one that it died of; empty if nobody knows."""
+        return self._last_name if self.worker is None else self.worker.job_name
 
     async def check_store(self) -> StoreCheck | None:
         """Have the worker of this slot, which is reserved, use its store; None if it has ended."""

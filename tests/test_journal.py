@@ -1,0 +1,230 @@
+"""What is remembered of jobs, and the files that they print into: names, bounds, counts."""
+
+import json
+import os
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest
+from seamless_jobserver.server import joboutput, journal
+from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.jobs import Event, JobTable
+from seamless_jobserver.server.journal import Journal
+from seamless_jobserver.server.metrics import Histogram
+from seamless_jobserver.worker.naming import name_of_code
+
+NAMES = (
+    ("python", "def power(a, b):\n    return a ** b\n", "power"),
+    ("python", "async def fetch(a):\n    return a\n", "fetch"),
+    ("python", "import numpy\n\ndef mean(a):\n    return numpy.mean(a)\n", "mean"),
+    ("python", "def größe(a):\n    return a\n", "größe"),
+    ("python", "def a(x):\n    return b(x)\n\ndef b(x):\n    return x\n", "def a(x):"),
+    ("python", "lambda a, b: a + b", "lambda a, b: a + b"),
+    ("python", "# what it does\nimport os\nresult =   os.getpid()\n", "result = os.getpid()"),
+    (
+        "bash",
+        "#!/bin/bash\nset -e\n# counting\nwc -l   data.txt > RESULT\n",
+        "wc -l data.txt > RESULT",
+    ),
+    ("bash", "echo \x1b[2J\n", "echo \N{REPLACEMENT CHARACTER}[2J"),
+    (
+        "c",
+        "/* weigh */\n// it\nint transform(int a) { return a; }\n",
+        "int transform(int a) { return a; }",
+    ),
+    ("python", "", ""),
+    ("python", "\n# nothing\n", ""),
+    ("bash", "x" * 500, "x" * 80),
+)
+
+
+class Names(unittest.TestCase):
+    def test_a_job_is_called_by_its_function_or_its_first_telling_line(self):
+        for language, code, name in NAMES:
+            with self.subTest(code[:30]):
+                self.assertEqual(name_of_code(code, language), name)
+
+
+class Kept(unittest.TestCase):
+    def setUp(self):
+        self.time = 1000.0
+        self.journal = Journal(lambda: self.time)
+        self.table = JobTable()
+
+    def receive(self, number, pins=0, code="c"):
+        transformation = {
+            "__language__": "python",
+            "code": ["python", "transformer", code * 64],
+            **{f"pin{pin}": ["plain", None, f"{pin:064x}"] for pin in range(pins)},
+        }
+        job, _ = self.table.join_or_add(RunRequest(f"{number:064x}", transformation))
+        self.journal.received(job)
+        return job
+
+    def finish(self, job, ending=Ending.RESULT, event=Event.SUCCEED, **fields):
+        outcome = Outcome(ending, **fields)
+        self.table.apply(job, event, outcome)
+        self.journal.ended(job, outcome)
+
+    def run_one(self, number, **fields):
+        job = self.receive(number, **fields)
+        self.table.apply(job, Event.START)
+        self.journal.started(job, 1, None)
+        self.finish(job)
+        return job
+
+    def test_the_oldest_jobs_are_forgotten_and_with_them_all_that_was_kept(self):
+        with mock.patch.object(journal, "HISTORY", 10):
+            for number in range(25):
+                self.run_one(number)
+        lines, more = self.journal.before(None, 100, ())
+        self.assertFalse(more)
+        self.assertEqual([json.loads(line)["seq"] for line in lines], list(range(25, 15, -1)))
+        self.assertIsNone(self.journal.of(f"{14:064x}"))
+        self.assertIsNotNone(self.journal.of(f"{15:064x}"))
+        self.assertEqual(len(self.journal._newest), 10)
+        self.assertEqual(len(self.journal._details), 10)
+        kept = sum(len(ended.detail) for _, ended in self.journal._history.values())
+        self.assertEqual(self.journal._detail_bytes, kept)
+
+    def test_a_transformation_that_ran_twice_is_known_until_its_last_run_is_forgotten(self):
+        with mock.patch.object(journal, "HISTORY", 3):
+            for number in (7, 1, 7, 2, 3):
+                self.run_one(number)
+            self.assertEqual(self.journal.of(f"{7:064x}").seq, 3)
+            self.run_one(4)
+        self.assertIsNone(self.journal.of(f"{7:064x}"))
+
+    def test_details_are_bounded_by_bytes_and_the_newest_stay(self):
+        with mock.patch.object(journal, "DETAILS", 100_000):
+            for number in range(50):
+                self.run_one(number, pins=100)
+                self.assertLessEqual(self.journal._detail_bytes, 100_000)
+        self.assertIsNone(self.journal.of(f"{0:064x}").detail)
+        self.assertIn(b"pin99", self.journal.of(f"{49:064x}").detail)
+        self.assertEqual(len(self.journal.since(0, 100)), 50, "their lines are all there")
+
+    def test_only_what_ended_later_is_told_and_never_more_than_asked_for(self):
+        for number in range(5):
+            self.run_one(number)
+        for seq, most, expected in (
+            (0, 100, [1, 2, 3, 4, 5]),
+            (3, 100, [4, 5]),
+            (0, 2, [4, 5]),
+            (5, 100, []),
+            (99, 100, []),
+        ):
+            with self.subTest((seq, most)):
+                lines = self.journal.since(seq, most)
+                self.assertEqual([json.loads(line)["seq"] for line in lines], expected)
+
+    def test_a_list_of_failures_holds_nothing_else(self):
+        self.run_one(1)
+        for number, ending, event in (
+            (2, Ending.FAILED, Event.FAIL),
+            (3, Ending.CRASHED, Event.CRASH),
+        ):
+            job = self.receive(number)
+            self.table.apply(job, Event.START)
+            self.journal.started(job, 1, None)
+            self.finish(job, ending, event, message="no")
+        lines, _ = self.journal.before(None, 10, ["failed"])
+        self.assertEqual([json.loads(line)["state"] for line in lines], ["failed"])
+        self.assertEqual(self.journal.totals["crashed"], 1)
+
+    def test_a_queued_job_has_a_name_when_its_code_has_run_before(self):
+        first = self.receive(1)
+        self.assertEqual(self.journal.of(first.checksum).name, "")
+        self.journal.named(first, "power")
+        self.assertEqual(self.journal.of(first.checksum).name, "power")
+        self.assertEqual(self.journal.of(self.receive(2).checksum).name, "power")
+        self.assertEqual(self.journal.of(self.receive(3, code="d").checksum).name, "")
+
+    def test_the_course_has_the_quiet_steps_too_and_a_queue_stays_as_long_as_it_is(self):
+        waiting = self.receive(1)
+        self.time += 5 * journal.STEP
+        course = self.journal.course()
+        self.assertEqual(course["waiting"][-6:], [1, 1, 1, 1, 1, 1])
+        self.assertEqual(len(course["ended"]), 180)
+        self.table.apply(waiting, Event.CANCEL, CANCELED)
+        self.journal.ended(waiting, CANCELED)
+        self.time += 10 * 3600
+        course = self.journal.course()
+        self.assertEqual(course["ended"] + course["waiting"], 360 * [0])
+        self.assertEqual(course["start"] + 179 * journal.STEP, int(self.time) // 10 * 10)
+
+    def test_a_job_that_goes_back_to_the_queue_waits_again(self):
+        job = self.receive(1)
+        self.table.apply(job, Event.START)
+        self.journal.started(job, 1, "output")
+        self.assertEqual(self.journal.waiting, [])
+        self.table.apply(job, Event.REQUEUE)
+        self.journal.requeued(job)
+        (entry,) = self.journal.waiting
+        self.assertEqual((entry.job, entry.output), (job, None))
+        self.assertEqual(self.journal.course()["waiting"][-1], 1)
+
+
+class Output(unittest.TestCase):
+    def setUp(self):
+        self.output = JobOutput()
+        self.addCleanup(self.output.close)
+        for name, value in (("KEPT", 8192), ("TOTAL", 20_000), ("_WHILE_RUNNING", 65_536)):
+            patch = mock.patch.object(joboutput, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def write(self, content):
+        path = self.output.new_path()
+        Path(path).write_bytes(content)
+        return path
+
+    def files(self):
+        return sorted(int(path.name) for path in Path(self.output.directory).iterdir())
+
+    def test_an_empty_file_is_not_kept_and_one_that_is_not_there_is_no_fault(self):
+        self.assertEqual(self.output.keep(self.write(b"")), 0)
+        self.assertEqual(self.output.keep(self.output.new_path()), 0)
+        self.output.discard(self.output.new_path())
+        self.output.limit(self.output.new_path())
+        self.assertEqual(self.files(), [])
+
+    def test_of_much_output_the_end_stays(self):
+        path = self.write(bytes(range(256)) * 40)
+        self.assertEqual(self.output.keep(path), 10_240)
+        self.assertEqual(Path(path).read_bytes(), bytes(range(256)) * 32)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+
+    def test_later_files_push_out_the_oldest(self):
+        for _ in range(4):
+            self.output.keep(self.write(b"x" * 8000))
+        self.assertEqual(self.files(), [3, 4])
+        self.assertEqual(self.output.read(f"{self.output.directory}/1", 10), (b"", 0))
+        self.assertIsNone(self.output.open(f"{self.output.directory}/1"))
+
+    def test_a_job_that_prints_without_end_loses_the_beginning_and_prints_on(self):
+        path = self.output.new_path()
+        with open(path, "ab", buffering=0) as job:
+            job.write(b"a" * 1_000_000)
+            self.output.limit(path)
+            self.assertLess(os.stat(path).st_blocks * 512, 65_536, "its blocks are given back")
+            job.write(b"the end")
+        content, start = self.output.read(path, 4096)
+        self.assertEqual(start, 1_000_007 - 4096)
+        self.assertEqual(content, b"a" * 4089 + b"the end")
+
+    def test_the_end_that_goes_with_a_failure_says_how_much_is_left_out(self):
+        path = self.write("ä".encode() * 200_000)
+        text = self.output.end_of(path)
+        self.assertTrue(text.startswith("[… 137856 bytes left out …]\n"))
+        self.assertEqual(self.output.end_of(self.write(b"\xff!")), "\N{REPLACEMENT CHARACTER}!")
+
+
+class Histograms(unittest.TestCase):
+    def test_an_observation_on_a_bound_belongs_below_it(self):
+        histogram = Histogram()
+        for seconds in (0.0, 0.01, 0.0101, 1e9):
+            histogram.observe(seconds)
+        self.assertEqual(histogram.counts[:2], [2, 1])
+        self.assertEqual(histogram.counts[-1], 1)

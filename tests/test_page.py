@@ -1,0 +1,302 @@
+"""The status page in a real browser, on a real server with jobs in every state."""
+
+import contextlib
+import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from axe_core_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from tests.stack import PATIENCE, Jobserver, wait_until
+from tests.test_outside import CHROMIUM
+from tests.test_running import OnAStore
+
+MARKUP = "<img src=x onerror=alert(1)>"
+DONE = "def power(base, exponent):\n    print('computing')\n    return base ** exponent\n"
+FAILED = "def divide(n):\n    print('dividing')\n    return n / 0\n"
+CRASHED = "def crash(n):\n    import os\n    os._exit(3)\n"
+NEVER = "def never(n):\n    return n\n"
+HOSTILE = f"'''x'''\nresult = {MARKUP!r}; print(result + '</pre><script>alert(2)</script>')\n"
+HELD = (
+    "def simulate(gate, n):\n    import os, time\n    print('step', n, flush=True)\n"
+    "    while not os.path.exists(gate): time.sleep(0.01)\n    print('over')\n    return n\n"
+)
+SCREENSHOTS = os.environ.get("SEAMLESS_JOBSERVER_TEST_SCREENSHOTS")
+LIMIT = PATIENCE * 1000
+"""In milliseconds, as Playwright has it."""
+WORKERS = 2
+
+
+class Page(OnAStore):
+    """One server and one browser for all tests; each test has a tab of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        stack = contextlib.ExitStack()
+        cls.addClassCleanup(stack.close)
+        cls.server = Jobserver(
+            cls.directory / "watched",
+            cls.store.parameters(read_folder=True),
+            workers=WORKERS,
+            flags=("--timeout", "3600"),
+        )
+        stack.callback(cls.server.stop)
+        cls.gate = cls.directory / "gate"
+        callers = stack.enter_context(ThreadPoolExecutor(8))
+        stack.callback(cls.gate.touch)
+
+        def start(code, **inputs):
+            request = cls.store.request(code, **inputs)
+            return request["tf_checksum"], callers.submit(cls.server.run, request)
+
+        cls.jobs = {}
+        for name, code in (("failed", FAILED), ("crashed", CRASHED), ("hostile", HOSTILE)):
+            cls.jobs[name], answer = start(code, n=1)
+            answer.result(PATIENCE)
+        for exponent in range(20):
+            cls.jobs["done"], answer = start(DONE, base=2, exponent=exponent)
+            answer.result(PATIENCE)
+        for number in range(WORKERS):
+            cls.jobs["running"], _ = start(HELD, gate=str(cls.gate), n=number)
+        cls.wait_for(lambda status: len(status["running"]) == WORKERS, "they run")
+        cls.jobs["canceled"], answer = start(NEVER, n=1)
+        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
+        cls.server.cancel(cls.jobs["canceled"])
+        answer.result(PATIENCE)
+        cls.jobs["waiting"], _ = start(NEVER, n=2)
+        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
+        cls.playwright = stack.enter_context(sync_playwright())
+        cls.browser = cls.playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=CHROMIUM
+        )
+        stack.callback(cls.browser.close)
+
+    @classmethod
+    def wait_for(cls, found, what):
+        wait_until(lambda: found(cls.server.request("GET", "/status").json), what)
+
+    @contextlib.contextmanager
+    def tab(self, fragment="", complaint=None, **options):
+        """Yield a tab with the page; whatever its console complains of fails the test.
+
+        A `complaint` of the browser's own about an answer is expected.
+        """
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        context = self.browser.new_context(**options)
+        complaints, elsewhere = [], []
+        page = context.new_page()
+        page.set_default_timeout(LIMIT)
+        own = f"http://127.0.0.1:{self.server.port}/"
+
+        def hear(message):
+            expected = complaint is not None and complaint in message.text
+            if message.type in ("error", "warning") and not expected:
+                complaints.append(message.text)
+
+        page.on("console", hear)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(own) or elsewhere.append(request.url),
+        )
+        try:
+            page.goto(own + fragment)
+            yield page
+        finally:
+            context.close()
+        self.assertEqual(complaints, [])
+        self.assertEqual(elsewhere, [])
+
+    def overview(self, page):
+        page.wait_for_selector("#recent tr")
+        return page
+
+    def shoot(self, page, name):
+        if SCREENSHOTS:
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=f"{SCREENSHOTS}/page-{name}.png", full_page=name != "narrow")
+
+    def check_accessible(self, page):
+        found = Axe().run(page)["violations"]
+        told = [
+            f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes'][:3]]}"
+            for one in found
+        ]
+        self.assertEqual(told, [])
+
+
+class Overview(Page):
+    def test_it_shows_what_runs_waits_and_has_ended_and_how(self):
+        with self.tab() as page:
+            self.overview(page)
+            now = page.inner_text("#now")
+            self.assertEqual(now.count("running"), 2 * WORKERS, "state and phase")
+            self.assertEqual(now.count("simulate"), WORKERS)
+            self.assertEqual(now.count("waits for a worker"), 1)
+            recent = page.inner_text("#recent")
+            for words in (
+                "✓ done",
+                "✕ failed",
+                "✕ crashed",
+                "⊘ canceled",
+                "power",
+                "divide",
+                "crash",
+            ):
+                self.assertIn(words, recent)
+            self.assertIn("up", page.inner_text("#connection"))
+            self.assertIn(f"{WORKERS} running, 1 waiting", page.title())
+            self.assertIn(str(self.server.port), page.inner_text("#facts"))
+            self.assertIn("processes of", page.inner_text("#access"))
+            self.assertEqual(page.locator("#workers tr").count(), WORKERS)
+            self.assertGreaterEqual(page.locator("#timeline a.running").count(), WORKERS)
+            self.assertTrue(page.locator("#timeline a.failed, #timeline a.crashed").count())
+
+    def test_it_is_accessible_in_light_dark_and_narrow_and_at_twice_the_size(self):
+        for name, options in (
+            ("light", {"color_scheme": "light"}),
+            ("dark", {"color_scheme": "dark"}),
+            ("narrow", {"viewport": {"width": 360, "height": 740}}),
+            ("zoomed", {"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2}),
+        ):
+            with self.subTest(name), self.tab(**options) as page:
+                self.overview(page)
+                self.check_accessible(page)
+                overflow = "document.documentElement.scrollWidth - innerWidth"
+                self.assertLessEqual(page.evaluate(overflow), 0, "nothing is cut off")
+                page.click("text=2 min")
+                self.shoot(page, name)
+
+    def test_outcomes_are_filtered_and_jobs_found(self):
+        with self.tab() as page:
+            self.overview(page)
+            page.click("#filters >> text=Crashed")
+            self.assertEqual(page.locator("#recent tr").count(), 1)
+            page.click("#filters >> text=All")
+            page.fill("#search", "divi")
+            self.assertEqual(page.locator("#recent tr").count(), 1)
+            page.fill("#search", self.jobs["crashed"][:10])
+            self.assertIn("crash", page.inner_text("#recent"))
+            page.fill("#search", "nothing like it")
+            self.assertIn("Nothing of what is loaded", page.inner_text("#recent-empty"))
+
+    def test_it_is_used_with_the_keyboard_alone(self):
+        with self.tab() as page:
+            self.overview(page)
+            for _ in range(40):
+                page.keyboard.press("Tab")
+                if page.evaluate("document.activeElement.classList.contains('block')"):
+                    break
+            first = page.evaluate("document.activeElement.getAttribute('href')")
+            page.keyboard.press("ArrowLeft")
+            second = page.evaluate("document.activeElement.getAttribute('href')")
+            self.assertNotEqual(first, second)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#job:not([hidden])")
+            self.assertEqual(page.evaluate("document.activeElement.id"), "job-title")
+
+    def test_names_and_output_cannot_be_markup(self):
+        with self.tab() as page:
+            self.overview(page)
+            self.assertIn(MARKUP, page.inner_text("#recent"))
+            self.assertEqual(page.locator("#recent img, #timeline img").count(), 0)
+            page.goto(page.url.partition("#")[0] + f"#/jobs/{self.jobs['hostile']}")
+            expect(page.locator("#job-output")).to_contain_text("<script>", timeout=LIMIT)
+            self.assertEqual(page.locator("#job script, #job img").count(), 0)
+
+    def test_ten_thousand_jobs_do_not_slow_it(self):
+        lines = self.server.request("GET", "/status").json
+        job = next(one for one in lines["ended"] if one["state"] == "done")
+        many = []
+        for seq in range(10_000):
+            moments = {name: job[name] - seq / 20 for name in ("received", "started", "ended")}
+            many.append({**job, **moments, "seq": seq, "number": 10_000 + seq})
+
+        with self.tab("page/icon.svg") as page:
+
+            def serve(route):
+                route.fulfill(json={**lines, "ended": many, "latest": 10_000})
+
+            page.route(re.compile(r"/status\?"), serve)
+            page.goto(page.url.replace("page/icon.svg", ""))
+            self.overview(page)
+            self.assertEqual(page.locator("#recent tr").count(), 100)
+            self.assertLess(page.locator("#timeline a").count(), 2500)
+            self.assertLess(page.locator("*").count(), 12_000)
+
+
+class OneJob(Page):
+    def open(self, page, name):
+        expect(page.locator("#job-state")).not_to_be_empty(timeout=LIMIT)
+        self.assertEqual(page.inner_text("#job-checksum"), self.jobs[name])
+
+    def test_each_state_is_shown_with_what_explains_it(self):
+        for name, state, message, output in (
+            ("done", "✓ done", "", "computing"),
+            ("failed", "✕ failed", "ZeroDivisionError", "dividing"),
+            ("crashed", "✕ crashed", "exit code 3", ""),
+            ("canceled", "⊘ canceled", "canceled", ""),
+            ("waiting", "◷ waiting", "", ""),
+            ("running", "▶ running", "", f"step {WORKERS - 1}"),
+        ):
+            with self.subTest(name), self.tab(f"#/jobs/{self.jobs[name]}") as page:
+                self.open(page, name)
+                self.assertEqual(page.inner_text("#job-state"), state)
+                self.assertIn(message, page.inner_text("#job-error"))
+                expect(page.locator("#job-output")).to_contain_text(output, timeout=LIMIT)
+                self.assertIn("code", page.inner_text("#pins"))
+                self.check_accessible(page)
+                cancelable = page.locator("#cancel").is_visible()
+                self.assertEqual(cancelable, name in ("waiting", "running"))
+                if name == "failed":
+                    self.shoot(page, "job")
+
+    def test_a_job_is_canceled_after_a_question(self):
+        request = self.store.request(NEVER, n=3)
+        answers = []
+        caller = threading.Thread(target=lambda: answers.append(self.server.run(request)))
+        caller.start()
+        self.wait_for(lambda status: status["waiting_count"] == 2, "it waits")
+        with self.tab(f"#/jobs/{request['tf_checksum']}") as page:
+            page.click("#cancel")
+            self.assertIn("runs on", page.inner_text("#cancel-sure"))
+            page.click("#cancel-no")
+            page.click("#cancel")
+            page.click("#cancel-yes")
+            expect(page.locator("#job-news")).to_have_text("It is canceled.", timeout=LIMIT)
+        caller.join(PATIENCE)
+        self.assertEqual(answers[0].text, "Transformation was canceled")
+
+    def test_a_job_that_is_not_known_is_explained(self):
+        with self.tab(f"#/jobs/{'ab' * 32}", complaint="404 (Not Found)") as page:
+            news = expect(page.locator("#job-news"))
+            news.to_contain_text("does not know this job", timeout=LIMIT)
+
+
+class Silence(OnAStore):
+    def test_a_server_that_ends_is_noticed_and_its_successor_found(self):
+        first = Jobserver(self.directory / "first", {}, workers=1)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{first.port}/")
+            connection = expect(page.locator("#connection"))
+            connection.to_have_text("up", timeout=LIMIT)
+            first.stop()
+            connection.to_contain_text("no answer since", timeout=LIMIT)
+            second = Jobserver(
+                self.directory / "second", {}, workers=1, flags=("--port", str(first.port))
+            )
+            try:
+                connection.to_have_text("up", timeout=LIMIT)
+            finally:
+                browser.close()
+                second.stop()
+
+
+del Page  # it is no test itself
