@@ -217,13 +217,13 @@ class Overview(Page):
             moments = {name: job[name] - seq / 20 for name in ("received", "started", "ended")}
             many.append({**job, **moments, "seq": seq, "number": 10_000 + seq})
 
-        with self.tab("page/icon.svg") as page:
+        with self.tab() as page:
 
             def serve(route):
                 route.fulfill(json={**lines, "ended": many, "latest": 10_000})
 
             page.route(re.compile(r"/status\?"), serve)
-            page.goto(page.url.replace("page/icon.svg", ""))
+            page.reload()
             self.overview(page)
             self.assertEqual(page.locator("#recent tr").count(), 100)
             self.assertLess(page.locator("#timeline a").count(), 2500)

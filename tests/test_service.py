@@ -228,7 +228,7 @@ class Nested(ServiceCase):
         self.assertIsInstance(number, int)
         # Not before its host has begun with it may others wait for it.
         self.assertNotEqual(await self.service.run_nested(request("2"), 1), number)
-        await self.service.start_hosted(number)
+        await self.service.start_hosted(number, "inner")
         other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
         await self.settle()
         self.assertFalse(other.done())
@@ -240,7 +240,7 @@ class Nested(ServiceCase):
         await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
         self.slots.slots[0].reserve()
         number = await self.service.run_nested(request("2"), 7)
-        await self.service.start_hosted(number)
+        await self.service.start_hosted(number, "inner")
         other = asyncio.ensure_future(self.service.run(request("2")))
         await self.settle()
         ended[0](7)

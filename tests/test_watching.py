@@ -141,7 +141,7 @@ class Status(Watched):
         names = set(re.findall(r'(?:href|src)="([^"#]+)"', page.text))
         self.assertTrue(names)
         for name in names:
-            self.assertTrue(name.startswith("page/"), name)
+            self.assertNotIn("//", name)
             self.assertEqual(self.get(f"/{name}").status, 200)
         moved = self.get("/jobs/" + "ab" * 32, Accept="text/html")
         self.assertEqual((moved.status, moved.headers["location"]), (303, f"../#/jobs/{'ab' * 32}"))

@@ -76,6 +76,7 @@ class Slot:
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for a job that `run` gets next."""
+        self._last_name = ""
         self.state = SlotState.BUSY
 
     async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
@@ -149,7 +150,8 @@ class Slot:
     @property
     def job_name(self) -> str:
         """What the worker calls its job, or the one that it died of; empty if nobody knows."""
-        return self._last_name if self.worker is None else self.worker.job_name
+        # A new worker may be here already when its predecessor's end is told.
+        return self._last_name or ("" if self.worker is None else self.worker.job_name)
 
     async def check_store(self) -> StoreCheck | None:
         """Have the worker of this slot, which is reserved, use its store; None if it has ended."""

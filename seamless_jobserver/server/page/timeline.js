@@ -10,6 +10,7 @@ const LEFT = 76;
 const AXIS = 22;
 const NARROW = 3;
 const LABEL = 46;
+const BAD = ["failed", "crashed", "lost"];
 
 /** Draw `jobs`, ended or running, in the lanes of `workers`; `span` and `now` are in seconds. */
 export function drawTimeline(place, workers, jobs, span, now) {
@@ -103,9 +104,11 @@ function createBlock() {
 
 function updateBlock(element, block) {
   const [title, rect, label] = element.children;
-  const worst = block.jobs.find((job) => ["failed", "crashed", "lost"].includes(job.state)) ?? block.jobs[0];
-  const height = block.thin ? 7 : HEIGHT - 4;
-  const top = block.thin ? block.top + HEIGHT - 9 : block.top + 2;
+  const worst = block.jobs.find((job) => BAD.includes(job.state)) ?? block.jobs[0];
+  // Failures stand out of their lane, so that they are not told by colour alone.
+  const out = BAD.includes(worst.state) ? 5 : 0;
+  const height = (block.thin ? 7 : HEIGHT - 4) + 2 * out;
+  const top = (block.thin ? block.top + HEIGHT - 9 : block.top + 2) - out;
   const width = Math.max(1.5, block.end - block.start);
   set(element, "class", `block ${worst.state}`);
   set(element, "href", `#/jobs/${worst.checksum}`);
