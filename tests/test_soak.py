@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from seamless_jobserver.processtree import descendants
+from seamless_jobserver.server.journal import HISTORY
 from tests.stack import PATIENCE, Jobserver, Store, run_request, temporary_directory, wait_until
 
 SMALL, LARGE, CRASHES, CANCELS = 30_000, 500, 200, 200
@@ -96,7 +97,12 @@ class Soak:
             if kind == "cancel":
                 checksum = request["tf_checksum"]
                 wait_until(lambda: self.server.cancel(checksum)["canceled"], "it is canceled")
-            answer = connection.getresponse()
+            try:
+                answer = connection.getresponse()
+            except TimeoutError:
+                seen = self.server.request("GET", f"/jobs/{request['tf_checksum']}").text
+                log = self.server.log[-5000:]
+                raise AssertionError(f"{kind} {number} is stuck: {seen}\n{log}") from None
             text = answer.read().decode()
         expected = 500 if kind == "crash" else 200
         if answer.status != expected:
@@ -154,10 +160,14 @@ class Soak:
         }
 
     def run(self):
-        """Run all of it in tenths, and return what was seen after the first and at the end."""
+        """Run all of it in tenths, and return what was seen early and at the end.
+
+        Early is after the first tenth, or when the history is as long as it becomes.
+        """
         for tenth in range(10):
             self.batch(tenth / 10, (tenth + 1) / 10)
-        return self.rows[0], self.rows[-1]
+        full = (row for row in self.rows if sum(row[kind] for kind in CODE) >= HISTORY)
+        return next(full, self.rows[0]), self.rows[-1]
 
 
 def memory(pid):

@@ -15,6 +15,7 @@ which is still queued can be named too, when its code has run here before.
 
 import json
 import time
+import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -52,7 +53,10 @@ class Entry:
 
 
 class Ended(NamedTuple):
-    """A job that has ended: its line as JSON, and what its page shows besides, if that is kept."""
+    """A job that has ended: its line as JSON, and what its page shows besides, if that is kept.
+
+    `detail` is compressed (zlib): it is rarely looked at, and half as large then.
+    """
 
     seq: int
     state: str
@@ -144,9 +148,8 @@ class Journal:
             self.run_times.observe(max(0.0, now - entry.started))
         else:
             self._waiting -= 1
-        line = json.dumps(
-            {"seq": self.latest, **describe(entry, phase=None, ended=now, outcome=outcome)}
-        ).encode()
+        told = {"seq": self.latest, **describe(entry, phase=None, ended=now, outcome=outcome)}
+        line = _compact(told)
         detail = _detail(job, outcome)
         ended = Ended(self.latest, job.state.value, line, detail, entry.output)
         self._history[self.latest] = job.checksum, ended
@@ -283,7 +286,12 @@ def pins(job: Job) -> list[dict[str, Any]]:
 
 def _detail(job: Job, outcome: Outcome) -> bytes:
     message = outcome.message[-_MESSAGE:] or None
-    return json.dumps({"pins": pins(job), "message": message, "runtime": outcome.runtime}).encode()
+    told = {"pins": pins(job), "message": message, "runtime": outcome.runtime}
+    return zlib.compress(_compact(told), 1)
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _code_checksum(job: Job) -> str | None:

@@ -12,6 +12,7 @@ import platform
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -128,7 +129,8 @@ class Overview:
             return line, json.dumps(detail).encode(), found.output
         if isinstance(found, Ended):
             nothing = b'{"pins": null, "message": null, "runtime": {}}'
-            return found.line, found.detail or nothing, found.output
+            detail_kept = nothing if found.detail is None else zlib.decompress(found.detail)
+            return found.line, detail_kept, found.output
         return None
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
