@@ -221,6 +221,29 @@ class Refusals(ServiceCase):
             await self.service.run(request("3"))
 
 
+class Cancellation(ServiceCase):
+    async def test_at_whatever_moment_it_comes_the_slot_goes_on(self):
+        for turns in range(8):
+            with self.subTest(turns):
+                first = asyncio.ensure_future(self.service.run(request("1")))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await self.service.cancel("1" * 64)
+                await self.settle()
+                (slot,) = self.slots.slots
+                if slot.end is not None and not slot.end.done():
+                    slot.end.set_result(RESULT)
+                await self.settle()
+                if not first.done():  # it was canceled before it was there
+                    await self.leave(first)
+                self.assertFalse(slot.busy)
+                second = await self.call(request("2"))
+                slot.end.set_result(RESULT)
+                self.assertIs(await second, RESULT)
+                await self.settle()
+                self.assertEqual(self.service.journal.under_way, {})
+
+
 class Nested(ServiceCase):
     async def test_a_nested_job_never_waits_for_a_slot(self):
         await self.call(request("1"))

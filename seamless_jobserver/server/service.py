@@ -285,23 +285,26 @@ class Service:
             job, slot = self._table.next_queued(), self._slots.idle()
             if job is None or slot is None:
                 return
+            path = self.output.new_path()
             self._table.apply(job, Event.START)
+            self.journal.started(job, slot.number, path)
             slot.reserve()
-            task = asyncio.ensure_future(self._carry_out(job, slot))
+            self._places[job.number] = slot
+            task = asyncio.ensure_future(self._carry_out(job, slot, path))
             self._work[task] = job
             task.add_done_callback(self._work.pop)
 
-    async def _carry_out(self, job: Job, slot: Slot) -> None:
-        path = self.output.new_path()
-        self._places[job.number] = slot
-        self.journal.started(job, slot.number, path)
+    async def _carry_out(self, job: Job, slot: Slot, path: str) -> None:
         looking = asyncio.ensure_future(self._look_after(job, slot, path))
         timers = self._limit_time(slot)
         retire = None
         try:
             with self._activity.ongoing():
                 patience = self._failures.patience(job.checksum, self._policy.input_timeout)
-                outcome = await slot.run(job.request, path, patience)
+                # It can have been canceled since this task was made.
+                outcome = CANCELED
+                if job.state is State.RUNNING:
+                    outcome = await slot.run(job.request, path, patience)
                 retire = outcome.retire
                 if outcome.remark is not None:
                     _log.info("%s", outcome.remark, extra={"job": job.checksum})
