@@ -7,6 +7,7 @@ An outcome says how the job ended and whose doing that was. It becomes an HTTP a
 (``server.routes``), and decides there whether a repetition is worth anything.
 """
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,6 +114,15 @@ class Outcome:
     remark: str | None = None
     retire: str | None = None
     traffic: Traffic = NO_TRAFFIC
+
+    def with_output(self, printed: str) -> "Outcome":
+        """Return the same outcome with what the job printed, if anything, below its message."""
+        if not printed:
+            return self
+        bar = "*" * 49
+        end = "" if printed.endswith("\n") else "\n"
+        output = f"{bar}\n* Output (stdout and stderr)\n{bar}\n{printed}{end}{bar}\n"
+        return dataclasses.replace(self, message=f"{self.message}\n{output}")
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` makes an equal outcome of."""

@@ -6,6 +6,7 @@ ones wait in the backlog to be accepted.
 
 import contextlib
 import logging
+import resource
 import socket
 import ssl
 import threading
@@ -21,6 +22,8 @@ from seamless_jobserver.server.idle import Activity
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
+_DESCRIPTORS: Final = 256
+"""Open files that the server needs beside those for its connections."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,3 +176,21 @@ class JobHTTPServer(ThreadingHTTPServer):
     def _join(self, deadline: float) -> None:
         for thread in self._snapshot():
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def allow_connections(count: int) -> int:
+    """Raise the limit on open files for `count` connections; return what it was before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            _log.warning(
+                "only %d files may be open here (ulimit -Hn), too few for %d connections: choose "
+                "--max-connections %d",
+                allowed,
+                count,
+                max(1, allowed - _DESCRIPTORS),
+            )
+    return soft

@@ -19,7 +19,6 @@ import importlib.util
 import logging
 import queue
 import random
-import resource
 import secrets
 import signal
 import ssl
@@ -46,7 +45,7 @@ from seamless_jobserver.server.access import (
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.connection import Answerer
 from seamless_jobserver.server.guardian import Guardian
-from seamless_jobserver.server.http import JobHTTPServer
+from seamless_jobserver.server.http import JobHTTPServer, allow_connections
 from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.overview import Overview, ServerFacts
@@ -56,8 +55,6 @@ from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
 
-_DESCRIPTORS: Final = 256
-"""Open files that the server needs beside those for its connections."""
 _CLOSING: Final = 5.0
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PACKAGES: Final = {
@@ -169,7 +166,7 @@ def _serve(
         password = secrets.token_urlsafe(32)
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
-        open_files = _allow_connections(settings.max_connections)
+        open_files = allow_connections(settings.max_connections)
         gate = Gate(_access_rules(settings))
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
@@ -244,24 +241,6 @@ def _describe(settings: Settings, gate: Gate, http: JobHTTPServer, record: bool)
         reclaims=settings.reclaim_canceled,
         idle_timeout=settings.timeout,
     )
-
-
-def _allow_connections(count: int) -> int:
-    """Raise the limit on open files for `count` connections; return what it was before."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            _log.warning(
-                "only %d files may be open here (ulimit -Hn), too few for %d connections: choose "
-                "--max-connections %d",
-                allowed,
-                count,
-                max(1, allowed - _DESCRIPTORS),
-            )
-    return soft
 
 
 def _make_slots(

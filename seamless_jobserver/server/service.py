@@ -19,7 +19,6 @@ that jobs that wait for each other cannot fill all slots.
 """
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -386,7 +385,7 @@ class Service:
             )
 
     def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
-        told = _with_output(outcome, printed)
+        told = outcome.with_output(printed)
         self._table.apply(job, event, told)
         self._failures.note(job, told)
         self.journal.ended(job, outcome)
@@ -394,14 +393,3 @@ class Service:
         wall = outcome.runtime.get("wall_time_seconds")
         took = f" in {wall} s" if wall else ""
         _log.info("%s%s", job.state.value, took, extra={"job": job.checksum})
-
-
-def _with_output(outcome: Outcome, printed: str) -> Outcome:
-    if not printed:
-        return outcome
-    bar = "*" * 49
-    tail = "" if printed.endswith("\n") else "\n"
-    message = (
-        f"{outcome.message}\n{bar}\n* Output (stdout and stderr)\n{bar}\n{printed}{tail}{bar}\n"
-    )
-    return dataclasses.replace(outcome, message=message)
