@@ -41,6 +41,11 @@ ROUTES = (
     ("GET", "/nested-transformation/1"),
     ("GET", "/status"),
     ("GET", "/metrics"),
+    ("GET", "/jobs"),
+    ("GET", "/jobs/" + "a" * 64),
+    ("GET", "/jobs/" + "a" * 64 + "/log?follow"),
+    ("GET", "/page/page.js"),
+    ("POST", "/check-store"),
     ("GET", "/nowhere"),
     ("BREW", "/"),
 )

@@ -1,9 +1,13 @@
 """The inactivity timeout, on a clock that the test turns, and on the real one."""
 
+import queue
 import threading
+import time
 import unittest
+from unittest import mock
 
 from seamless_jobserver.server.idle import Activity, IdleTimer
+from seamless_jobserver.server.lifecycle import Reason, drain
 
 
 class Clock:
@@ -35,6 +39,54 @@ class Activities(unittest.TestCase):
             clock.now += 50
         clock.now += 7
         self.assertEqual(activity.idle_seconds(), 7)
+
+    def test_a_changed_system_time_changes_nothing(self):
+        activity = Activity()
+        with mock.patch.object(time, "time", lambda: 4e9):
+            self.assertLess(activity.idle_seconds(), 60)
+
+    def test_who_only_watches_does_not_put_the_end_off(self):
+        clock = Clock()
+        activity = Activity(clock)
+        clock.now += 10
+        with activity.ongoing() as mark:
+            mark.counts = False
+            self.assertEqual(activity.idle_seconds(), 0)
+        self.assertEqual(activity.idle_seconds(), 10)
+
+
+class AtTheVeryMoment(unittest.TestCase):
+    """A request comes in when the timer has just expired."""
+
+    def setUp(self):
+        self.activity = Activity()
+        self.interrupts = queue.SimpleQueue()
+        self.http = mock.Mock()
+        self.reasons = []
+
+    def drain(self):
+        thread = threading.Thread(
+            target=lambda: self.reasons.append(drain(self.http, self.activity, self.interrupts))
+        )
+        thread.start()
+        return thread
+
+    def test_it_is_served_to_its_end_and_nothing_more_is_accepted(self):
+        with self.activity.ongoing():
+            draining = self.drain()
+            draining.join(0.3)
+            self.assertTrue(draining.is_alive())
+            self.http.stop_accepting.assert_called_once()
+        draining.join(20)
+        self.assertEqual(self.reasons, [None])
+
+    def test_a_signal_ends_the_server_all_the_same(self):
+        signaled = Reason("received SIGTERM")
+        with self.activity.ongoing():
+            draining = self.drain()
+            self.interrupts.put(signaled)
+            draining.join(20)
+        self.assertEqual(self.reasons, [signaled])
 
 
 class Timers(unittest.TestCase):

@@ -3,10 +3,13 @@
 import contextlib
 import http.client
 import json
+import pty
 import re
+import select
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +124,8 @@ class Status(Watched):
             ("/jobs?limit=-1", 400),
             ("/jobs?state=happy", 400),
             ("/jobs/xyz", 400),
+            ("/jobs/<script>alert(1)</script>", 400),
+            ("/jobs/%3Cscript%3E", 400),
             ("/jobs/" + "ab" * 32, 404),
             ("/jobs/" + "ab" * 32 + "/log", 404),
             ("/jobs/" + "ab" * 32 + "/other", 404),
@@ -128,7 +133,9 @@ class Status(Watched):
             ("/page/", 404),
         ):
             with self.subTest(path):
-                self.assertEqual(self.get(path).status, status)
+                answer = self.get(path, Accept="text/html" if "script" in path else "*/*")
+                self.assertEqual(answer.status, status)
+                self.assertEqual(answer.headers["content-type"], "text/plain; charset=utf-8")
         self.assertEqual(self.server.request("POST", "/status").status, 405)
         self.assertEqual(self.server.request("GET", "/check-store").status, 405)
 
@@ -287,6 +294,26 @@ class Commands(Watched):
         for name in ("waiting", "evil"):
             self.assertRegex(shown.stdout, rf"(?m) {name}$")
         self.assertNotIn("\x1b", shown.stdout)
+
+    def test_top_fills_a_terminal_until_q_and_gives_it_back(self):
+        self.hold()
+        ours, theirs = pty.openpty()
+        before = termios.tcgetattr(theirs)
+        with open(ours, "r+b", buffering=0) as terminal, open(theirs, "r+b", buffering=0) as side:
+            command = [sys.executable, "-m", "seamless_jobserver", "top", "--interval", "0.1"]
+            shown = subprocess.Popen(
+                [*command, f"http://127.0.0.1:{self.server.port}"], stdin=side, stdout=side
+            )
+            printed = b""
+            while b"1 running, 0 waiting" not in printed:
+                self.assertTrue(select.select([terminal], [], [], PATIENCE)[0], printed)
+                printed += terminal.read(4096)
+            terminal.write(b"q")
+            self.assertEqual(shown.wait(PATIENCE), 0)
+            while select.select([terminal], [], [], 0)[0]:
+                printed += terminal.read(4096)
+            self.assertTrue(printed.endswith(b"\x1b[?25h\x1b[?1049l"), printed[-50:])
+            self.assertEqual(termios.tcgetattr(side), before)
 
     def test_check_finds_all_well(self):
         checked = self.command("check", f"http://127.0.0.1:{self.server.port}")

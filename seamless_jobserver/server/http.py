@@ -71,6 +71,13 @@ class JobHTTPServer(ThreadingHTTPServer):
         return int(self.socket.getsockname()[1])
 
     @property
+    def local_address(self) -> str:
+        """Address and port at which processes of this machine reach it."""
+        address = str(self.socket.getsockname()[0])
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+        return f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
+
+    @property
     def counts(self) -> tuple[int, int, int]:
         """How many connections there are now, and have been, and how often one was refused."""
         with self._lock:

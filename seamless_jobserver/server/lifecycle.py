@@ -56,6 +56,7 @@ from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
 
 _CLOSING: Final = 5.0
+_DRAIN_INTERVAL: Final = 0.1
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PACKAGES: Final = {
     "seamless": "seamless-core",
@@ -98,16 +99,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Reason:
-    """Why the server ends: in words, and whether that is a failure."""
+class Reason:
+    """Why the server ends: in words, whether that is a failure, and whether nobody uses it."""
 
     text: str
     failure: bool = False
+    idle: bool = False
 
 
 def run(settings: Settings, program: WorkerProgram) -> int:
     """Run a jobserver until something ends it; return the exit code: 0, or 1 after a failure."""
-    interrupts: queue.SimpleQueue[_Reason] = queue.SimpleQueue()
+    interrupts: queue.SimpleQueue[Reason] = queue.SimpleQueue()
     with _signals_into(interrupts):
         try:
             status_file = None
@@ -144,8 +146,8 @@ def _serve(
     settings: Settings,
     program: WorkerProgram,
     status_file: StatusFile | None,
-    interrupts: "queue.SimpleQueue[_Reason]",
-) -> _Reason:
+    interrupts: "queue.SimpleQueue[Reason]",
+) -> Reason:
     """Start, serve, and end in order; return why it ended. Raises `StartupError`."""
     _check_packages()
     parameters = {} if status_file is None else status_file.parameters
@@ -189,7 +191,7 @@ def _serve(
             WorkerSettings(
                 clients=parameters,
                 record=record,
-                server=f"http://worker:{password}@{_local_address(http)}",
+                server=f"http://worker:{password}@{http.local_address}",
                 workers=settings.workers,
                 input_timeout=settings.input_timeout,
                 store_timeout=settings.store_timeout,
@@ -202,23 +204,41 @@ def _serve(
         )
         bridge.submit(service.start(make_slots)).result(_CLOSING)
         if settings.timeout is not None:
-            expired = _Reason(f"no activity for {settings.timeout:g} s")
+            expired = Reason(f"no activity for {settings.timeout:g} s", idle=True)
             timer = IdleTimer(settings.timeout, activity, lambda: interrupts.put(expired))
             timer.start()
             stack.callback(timer.close)
         reason = _await_reason(interrupts)
+        if reason.idle:
+            reason = drain(http, activity, interrupts) or reason
         _log.info("ending: %s", reason.text)
         _end(http, bridge, service, interrupts, reason, settings.grace)
     _log.info("ended")
     return reason
 
 
-def _await_reason(interrupts: "queue.SimpleQueue[_Reason]") -> _Reason:
+def _await_reason(interrupts: "queue.SimpleQueue[Reason]") -> Reason:
     while True:
         try:
             return interrupts.get(timeout=3600)
         except queue.Empty:
             continue
+
+
+def drain(
+    http: JobHTTPServer, activity: Activity, interrupts: "queue.SimpleQueue[Reason]"
+) -> Reason | None:
+    """Serve to its end what came in at the very moment at which the idle timer expired.
+
+    Returns another reason to end, if one comes meanwhile.
+    """
+    http.stop_accepting()
+    while not activity.idle_seconds():
+        try:
+            return interrupts.get(timeout=_DRAIN_INTERVAL)
+        except queue.Empty:
+            continue
+    return None
 
 
 def _access_rules(settings: Settings) -> AccessRules:
@@ -249,12 +269,12 @@ def _make_slots(
     worker_settings: WorkerSettings,
     guardian: Guardian,
     output: JobOutput,
-    interrupts: "queue.SimpleQueue[_Reason]",
+    interrupts: "queue.SimpleQueue[Reason]",
     freed: Callable[[], None],
     buried: Callable[[int], None],
 ) -> Slots:
     def exhausted(cause: str) -> None:
-        interrupts.put(_Reason(f"no worker can be started: {cause}", failure=True))
+        interrupts.put(Reason(f"no worker can be started: {cause}", failure=True))
 
     return Slots(
         settings.workers,
@@ -273,8 +293,8 @@ def _end(
     http: JobHTTPServer,
     bridge: Bridge,
     service: Service,
-    interrupts: "queue.SimpleQueue[_Reason]",
-    reason: _Reason,
+    interrupts: "queue.SimpleQueue[Reason]",
+    reason: Reason,
     grace: float,
 ) -> None:
     http.stop_accepting()
@@ -303,14 +323,14 @@ def _end(
 
 
 @contextmanager
-def _signals_into(interrupts: "queue.SimpleQueue[_Reason]") -> Iterator[None]:
+def _signals_into(interrupts: "queue.SimpleQueue[Reason]") -> Iterator[None]:
     """Have the signals that end a service put a reason into `interrupts` instead.
 
     SIGHUP stays ignored where it is: that is what ``nohup`` is for.
     """
 
     def note(number: int, _frame: FrameType | None) -> None:
-        interrupts.put(_Reason(f"received {signal.Signals(number).name}"))
+        interrupts.put(Reason(f"received {signal.Signals(number).name}"))
 
     before = {}
     for number in _END_SIGNALS:
@@ -322,13 +342,6 @@ def _signals_into(interrupts: "queue.SimpleQueue[_Reason]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _local_address(http: JobHTTPServer) -> str:
-    """Return address and port at which processes of this machine reach the server."""
-    address = str(http.socket.getsockname()[0])
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"[{address}]:{http.port}" if ":" in address else f"{address}:{http.port}"
 
 
 def _check_packages() -> None:

@@ -47,8 +47,8 @@ _EVENTS: Final[dict[Ending, Event]] = {
     Ending.CRASHED: Event.CRASH,
     Ending.LOST: Event.LOSE,
 }
-_WITH_OUTPUT: Final = frozenset({Ending.FAILED, Ending.CRASHED, Ending.STORE_FAILED})
-"""Endings whose message is followed by what the job printed."""
+_NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending.CANCELED})
+"""Endings that nobody needs an explanation for; every other is told with what the job printed."""
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
 
@@ -323,7 +323,7 @@ class Service:
             del self._places[job.number]
             slot.free(retire)
         self.journal.moved(outcome.traffic)
-        printed = self.output.end_of(path) if outcome.ending in _WITH_OUTPUT else ""
+        printed = "" if outcome.ending in _NO_FAILURE else self.output.end_of(path)
         if job.state is State.QUEUED:
             self.output.discard(path)
         else:
