@@ -42,7 +42,7 @@ class Activities(unittest.TestCase):
 
     def test_a_changed_system_time_changes_nothing(self):
         activity = Activity()
-        with mock.patch.object(time, "time", lambda: 4e9):
+        with mock.patch.object(time, "time", return_value=4e9):
             self.assertLess(activity.idle_seconds(), 60)
 
     def test_who_only_watches_does_not_put_the_end_off(self):

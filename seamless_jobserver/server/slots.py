@@ -23,6 +23,7 @@ engine can stand here.
 import asyncio
 import dataclasses
 import enum
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -308,6 +309,8 @@ class Slots:
         self._buried(slot.number)
         self._ours.discard(worker.pid)
         await self._sweep()
+        # The pipes of its executor hang in cycles of objects, which may otherwise last for long.
+        await asyncio.get_running_loop().run_in_executor(None, gc.collect)
         if worker.identity is not None:
             self._guardian.forget(worker.identity)
 
