@@ -139,6 +139,25 @@ class Kept(unittest.TestCase):
         self.assertEqual([json.loads(line)["state"] for line in lines], ["failed"])
         self.assertEqual(self.journal.totals["crashed"], 1)
 
+    def test_the_line_of_a_failure_that_says_most_is_told(self):
+        for ending, event, message, problem in (
+            (Ending.FAILED, Event.FAIL, "Traceback:\n  x\nValueError: no\n\n", "ValueError: no"),
+            (
+                Ending.CRASHED,
+                Event.CRASH,
+                "It ended by signal 9.\nLook there.\n",
+                "It ended by signal 9.",
+            ),
+            (Ending.FAILED, Event.FAIL, "", None),
+            (Ending.FAILED, Event.FAIL, "x" * 1000, "x" * 300),
+        ):
+            with self.subTest(message[:20]):
+                job = self.receive(1)
+                self.table.apply(job, Event.START)
+                self.journal.started(job, 1, None)
+                self.finish(job, ending, event, message=message)
+                self.assertEqual(json.loads(self.journal.since(0, 1)[0])["problem"], problem)
+
     def test_a_queued_job_has_a_name_when_its_code_has_run_before(self):
         first = self.receive(1)
         self.assertEqual(self.journal.of(first.checksum).name, "")
@@ -200,6 +219,7 @@ class Output(unittest.TestCase):
         path = self.write(bytes(range(256)) * 40)
         self.assertEqual(self.output.keep(path), 10_240)
         self.assertEqual(Path(path).read_bytes(), bytes(range(256)) * 32)
+        self.assertEqual(self.output.dropped(path), 2048)
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
     def test_later_files_push_out_the_oldest(self):

@@ -37,12 +37,13 @@ _log = logging.getLogger(__name__)
 
 
 class JobOutput:
-    """Owner of the directory. All but `open` and `read` is called by one thread."""
+    """Owner of the directory. All but `open`, `dropped` and `read` is called by one thread."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()
+        self._cut: dict[str, int] = {}
         self._size = 0
         self._libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,6 +82,7 @@ class JobOutput:
                 return 0
             if size > KEPT:
                 _cut(path, size)
+                self._cut[path] = size - KEPT
         except FileNotFoundError:
             return 0  # a job that never began has no file
         self._kept[path] = min(size, KEPT)
@@ -113,6 +115,10 @@ class JobOutput:
         except FileNotFoundError:
             return None
 
+    def dropped(self, path: str) -> int:
+        """Return how many bytes at the beginning of a job's output are not kept."""
+        return self._cut.get(path, 0)
+
     def read(self, path: str, most: int) -> tuple[bytes, int]:
         """Return the last bytes of a file, at most so many, and how many come before them.
 
@@ -133,6 +139,7 @@ class JobOutput:
 
     def _drop(self, path: str) -> None:
         self._size -= self._kept.pop(path)
+        self._cut.pop(path, None)
         Path(path).unlink(missing_ok=True)
 
     def _give_back(self, descriptor: int, length: int) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from seamless_jobserver.messages import Outcome, Traffic
+from seamless_jobserver.messages import Ending, Outcome, Traffic
 from seamless_jobserver.server.jobs import Job
 from seamless_jobserver.server.metrics import Histogram
 
@@ -31,6 +31,7 @@ DETAILS: Final = 8 * 2**20
 STEP: Final = 10
 _STEPS: Final = 180
 _NAMES: Final = 2000
+_PROBLEM: Final = 300
 _MESSAGE: Final = 64 * 1024
 """Characters of a failure's message that are kept, at its end, where its cause stands."""
 
@@ -271,6 +272,7 @@ def describe(
         "cpu": None if user is None or system is None else round(user + system, 6),
         "memory": runtime.get("memory_peak_bytes"),
         "result": None if outcome is None else outcome.result_checksum,
+        "problem": None if outcome is None else _problem(outcome),
         "scratch": job.request.scratch,
     }
 
@@ -282,6 +284,15 @@ def pins(job: Job) -> list[dict[str, Any]]:
         for name, pin in job.request.transformation.items()
         if not name.startswith("__") and isinstance(pin, list)
     ]
+
+
+def _problem(outcome: Outcome) -> str | None:
+    """Return the line of a failure's message that says most."""
+    lines = [line for line in outcome.message.splitlines() if line.strip()]
+    if not lines or outcome.ending is Ending.CANCELED:
+        return None
+    # A traceback ends with it; our own messages begin with it.
+    return lines[-1 if outcome.ending is Ending.FAILED else 0].strip()[:_PROBLEM]
 
 
 def _detail(job: Job, outcome: Outcome) -> bytes:

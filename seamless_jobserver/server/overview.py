@@ -100,11 +100,12 @@ class Overview:
         if found is None:
             return None
         line, detail, output = found
-        size = 0
+        size = dropped = 0
         if output is not None:
-            content, start = self._service.output.read(output, 0)
-            size = start + len(content)
-        return b'%s, %s, "output": %d}' % (line[:-1], detail[1:-1], size)
+            dropped = self._service.output.dropped(output)
+            size = dropped + self._service.output.read(output, 0)[1]
+        told = line[:-1], detail[1:-1], size, dropped
+        return b'%s, %s, "output": %d, "dropped": %d}' % told
 
     def metrics(self) -> str:
         """Return the text of ``/metrics``."""

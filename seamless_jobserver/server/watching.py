@@ -112,8 +112,11 @@ class Watching:
             return _UNKNOWN
         if follow:
             return dataclasses.replace(text_response(200, ""), stream=self._follow(checksum))
-        content, start = (b"", 0) if path is None else self._service.output.read(path, KEPT)
-        left_out = f"[… {start} bytes left out …]\n".encode() if start else b""
+        content, missing = b"", 0
+        if path is not None:
+            content, start = self._service.output.read(path, KEPT)
+            missing = start + self._service.output.dropped(path)
+        left_out = f"[… {missing} bytes left out …]\n".encode() if missing else b""
         return dataclasses.replace(text_response(200, ""), body=left_out + content)
 
     def _output_of(self, checksum: str) -> tuple[bool, str | None]:

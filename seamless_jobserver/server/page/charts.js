@@ -1,52 +1,104 @@
-// The last half hour as a curve: one value for each step.
+/* Two charts of the last half hour: how many jobs ended, and how many waited. */
 
-import { draw, say, set } from "./dom.js";
-import { clock } from "./format.js";
+import { make, makeSvg, setAttribute, setText, whenChanged } from "./dom.js";
+import { count, duration, hoursAndMinutes } from "./format.js";
 
-const HEIGHT = 120;
-const LEFT = 34;
-const BOTTOM = 20;
-const TOP = 8;
+const HEIGHT = 100;
+const LABELS = 3;
 
-/** Draw `series`, a list of { name, values, bad }, over `steps` of `step` seconds from `start` on. */
-export function drawChart(place, series, start, step) {
-  const width = Math.max(240, place.clientWidth);
-  const drawing = place.firstElementChild ?? begin(place);
-  set(drawing, "viewBox", `0 0 ${width} ${HEIGHT}`);
-  set(drawing, "height", HEIGHT);
-  const most = Math.max(1, ...series.flatMap((one) => one.values));
-  const count = series[0].values.length;
-  const x = (index) => LEFT + (index / (count - 1)) * (width - LEFT - 2);
-  const y = (value) => TOP + (1 - value / most) * (HEIGHT - TOP - BOTTOM);
-  const parts = [
-    draw("line", { class: "tick", x1: LEFT, x2: width, y1: y(0), y2: y(0) }),
-    draw("line", { class: "tick", x1: LEFT, x2: width, y1: y(most), y2: y(most) }),
-    draw("text", { x: LEFT - 6, y: y(0) + 4, "text-anchor": "end" }, "0"),
-    draw("text", { x: LEFT - 6, y: y(most) + 6, "text-anchor": "end" }, round(most)),
-    draw("text", { x: LEFT, y: HEIGHT - 4 }, clock(start)),
-    draw("text", { x: width - 2, y: HEIGHT - 4, "text-anchor": "end" }, clock(start + count * step)),
-  ];
-  for (const one of series) {
-    const points = one.values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-    if (!one.bad) {
-      parts.push(draw("polygon", { class: "area", points: `${LEFT},${y(0)} ${points} ${x(count - 1)},${y(0)}` }));
-    }
-    if (!one.bad || one.values.some(Boolean)) {
-      parts.push(draw("polyline", { class: one.bad ? "line bad" : "line", points }));
-    }
+/** A chart of steps; each entry of `parts` is the class of one path in it. */
+class Chart {
+  constructor(element, parts, legend) {
+    this._paths = parts.map((part) => makeSvg("path", { class: part }));
+    this._svg = makeSvg("svg", { role: "img", preserveAspectRatio: "none" }, ...this._paths);
+    this._top = make("span", { class: "top" });
+    this._axis = make("div", { class: "chart-axis", "aria-hidden": "true" });
+    const scale = make(
+      "div",
+      { class: "chart-scale", "aria-hidden": "true" },
+      this._top,
+      make("span", {}, "0"),
+    );
+    const plot = make("div", { class: "plot" }, this._svg);
+    element.append(make("div", { class: "chart" }, scale, plot, this._axis), ...legend);
   }
-  drawing.lastElementChild.replaceChildren(...parts);
-  const told = series.map((one) => `${one.name}: now ${round(one.values.at(-1))}, at most ${round(Math.max(...one.values))}`);
-  set(drawing, "aria-label", `The last half hour. ${told.join("; ")}`);
-  say(drawing.firstElementChild, told.join("; "));
+
+  /** Draw one list of numbers for each path, and say in `words` what is to be seen. */
+  draw(lists, series, words) {
+    const top = roundUp(Math.max(...lists.flat(), 0));
+    const steps = lists[0].length;
+    setAttribute(this._svg, "viewBox", `0 0 ${steps} ${HEIGHT}`);
+    setAttribute(this._svg, "aria-label", words);
+    lists.forEach((list, index) => setAttribute(this._paths[index], "d", outline(list, top)));
+    setText(this._top, String(top));
+    whenChanged(this._axis, [Math.floor(series.start / 60), series.step, steps], () =>
+      Array.from({ length: LABELS + 1 }, (_, index) =>
+        make("span", {}, hoursAndMinutes(series.start + (series.step * steps * index) / LABELS)),
+      ),
+    );
+  }
 }
 
-function begin(place) {
-  const drawing = draw("svg", { role: "img" }, draw("title"), draw("g"));
-  place.append(drawing);
-  return drawing;
+/** The charts of the page. */
+export class Charts {
+  constructor({ throughput, throughputNow, queue, queueNow }) {
+    this._throughput = new Chart(
+      throughput,
+      ["all", "bad"],
+      [make("p", { class: "chart-legend" }, swatch("all"), "ended", swatch("bad"), "of them failed")],
+    );
+    this._queue = new Chart(
+      queue,
+      ["all"],
+      [make("p", { class: "chart-legend" }, swatch("all"), "most that waited at a time")],
+    );
+    this._now = { throughput: throughputNow, queue: queueNow };
+  }
+
+  /** Show what `model` knows. */
+  update({ status }) {
+    const { series } = status;
+    const window = duration(series.step * series.ended.length);
+    const [ended, failed, longest] = [sum(series.ended), sum(series.failed), Math.max(0, ...series.waiting)];
+    const steps = Math.max(1, Math.round(60 / series.step));
+    const lastMinute = sum(series.ended.slice(-steps - 1, -1));
+    setText(this._now.throughput, `${count(lastMinute, "job")} in the last minute`);
+    setText(this._now.queue, `${status.waiting_count} now, at most ${longest}`);
+    this._throughput.draw(
+      [series.ended, series.failed],
+      series,
+      `Jobs ended per ${duration(series.step)} in the last ${window}: ${ended} in all, ${failed} of them failed, at most ${Math.max(0, ...series.ended)} at a time.`,
+    );
+    this._queue.draw(
+      [series.waiting],
+      series,
+      `Jobs waiting in the last ${window}: ${status.waiting_count} now, at most ${longest}.`,
+    );
+  }
 }
 
-function round(value) {
-  return value < 10 ? Math.round(value * 10) / 10 : Math.round(value);
+function swatch(part) {
+  return make("span", { class: `swatch-${part}`, "aria-hidden": "true" });
+}
+
+function sum(list) {
+  return list.reduce((one, other) => one + other, 0);
+}
+
+function outline(list, top) {
+  let path = "";
+  let level = 0;
+  list.forEach((value, index) => {
+    if (value === level) return;
+    path += level ? `H${index}` : `M${index},${HEIGHT}`;
+    path += value ? `V${(HEIGHT * (1 - value / top)).toFixed(2)}` : `V${HEIGHT}Z`;
+    level = value;
+  });
+  return level ? `${path}H${list.length}V${HEIGHT}Z` : path;
+}
+
+function roundUp(value) {
+  if (value <= 4) return 4;
+  const magnitude = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 4, 5, 8, 10].map((factor) => factor * magnitude).find((step) => step >= value);
 }

@@ -1,74 +1,76 @@
-// Making and renewing elements. Text goes in as text only: names and output may be hostile markup.
+/* Makes and updates elements. Text goes in as text nodes only: names and output may be markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
+const shown = new WeakMap();
 
-/** The element with an id. */
-export const byId = (id) => document.getElementById(id);
-
-/** A new element with attributes, and children that are elements or text. */
+/** Make an element; attributes that are null or false are left out, children may be text. */
 export function make(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for a part of a drawing. */
-export function draw(tag, attributes = {}, ...children) {
+/** Make an SVG element. */
+export function makeSvg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
 function fill(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === true) element.setAttribute(name, "");
+    else if (value !== null && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children);
   return element;
 }
 
-/** Write text into an element, if it is not there yet: what is not touched keeps a selection. */
-export function say(element, text) {
+/** Set the text of an element, if it is another one. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Give an attribute a value, if it has another. */
-export function set(element, name, value) {
-  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
+/** Set an attribute, if it is another one; null takes it away. */
+export function setAttribute(element, name, value) {
+  if (value === null) element.removeAttribute(name);
+  else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
 /**
- * Make the children of `parent` those of `items`, and keep the elements of items that stay, with
- * their focus. `create` makes the element of an item, `update` renews it.
+ * Make the children of `parent` be those of `items`, in order. Children that stay are not touched
+ * unless they move, so focus, selection and scroll position survive.
  */
-export function renew(parent, items, keyOf, create, update) {
-  const before = parent.kept ?? new Map();
-  const kept = new Map();
-  let place = parent.firstChild;
-  for (const item of items) {
-    const key = keyOf(item);
-    const element = before.get(key) ?? create(item);
-    before.delete(key);
-    kept.set(key, element);
-    update(element, item);
-    if (element === place) place = place.nextSibling;
+export function syncChildren(parent, items, { key, create, update }) {
+  const old = shown.get(parent) ?? new Map();
+  const wanted = new Map(items.map((item) => [key(item), item]));
+  for (const [name, element] of old) if (!wanted.has(name)) element.remove();
+  const next = new Map();
+  let place = parent.firstElementChild;
+  for (const [name, item] of wanted) {
+    const element = old.get(name) ?? create(item);
+    update?.(element, item);
+    next.set(name, element);
+    if (element === place) place = place.nextElementSibling;
     else parent.insertBefore(element, place);
   }
-  for (const element of before.values()) element.remove();
-  parent.kept = kept;
+  shown.set(parent, next);
 }
 
-/** Show names and values in a list of definitions. */
-export function define(list, pairs) {
-  renew(
-    list, pairs, ([name]) => name,
-    ([name]) => make("div", {}, make("dt", {}, name), make("dd")),
-    (element, [, value]) => say(element.lastChild, String(value)),
-  );
+/** Run `build` for the content of `element` only when `value` is not what it was the last time. */
+export function whenChanged(element, value, build) {
+  const text = JSON.stringify(value) ?? "";
+  if (shown.get(element) === text) return;
+  shown.set(element, text);
+  element.replaceChildren(...build());
 }
 
-/** Buttons of which one is pressed; `chosen` is called with the value of the one that was clicked. */
-export function choices(parent, values, present, chosen) {
-  for (const [value, words] of values) {
-    const button = make("button", { type: "button", "aria-pressed": value === present }, words);
-    button.addEventListener("click", () => {
-      for (const other of parent.children) set(other, "aria-pressed", other === button);
-      chosen(value);
-    });
-    parent.append(button);
-  }
+/** A list of terms and what they are; entries without a value are left out. */
+export function terms(entries) {
+  return entries
+    .filter(([, value]) => value !== null && value !== undefined)
+    .map(([term, ...value]) => make("div", {}, make("dt", {}, term), make("dd", {}, ...value)));
+}
+
+/** A table that scrolls on its own when there is no room for it, also by keyboard. */
+export function scrollingTable(label, columns, body) {
+  const heads = columns.map(([name, kind]) => make("th", { scope: "col", class: kind ?? null }, name));
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
+  return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, table);
 }

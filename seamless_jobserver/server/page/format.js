@@ -1,45 +1,99 @@
-// How times, sizes, states and names are written.
+/* Turns numbers, times and jobs into the words that the page shows. */
 
-const SIGNS = {
-  queued: "◷ waiting", running: "▶ running", done: "✓ done", failed: "✕ failed", crashed: "✕ crashed",
-  canceled: "⊘ canceled", lost: "✕ lost",
+const MINUTE = 60;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+const UNITS = ["B", "kB", "MB", "GB", "TB", "PB"];
+
+/** What stands for a figure that is not known. */
+export const NOTHING = "–";
+
+/** The word and the sign of each state; the sign stands in for the word where there is no room. */
+export const STATES = {
+  queued: { word: "waiting", sign: "…" },
+  running: { word: "running", sign: "►" },
+  done: { word: "done", sign: "✓" },
+  failed: { word: "failed", sign: "✕" },
+  crashed: { word: "crashed", sign: "!" },
+  canceled: { word: "canceled", sign: "⊘" },
+  lost: { word: "lost", sign: "?" },
 };
-const UNITS = [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]];
 
-/** A state as a sign and a word, so that it is never told by colour alone. */
-export const stateWords = (state) => SIGNS[state] ?? state;
+/** The states in which a job has ended. */
+export const OUTCOMES = ["done", "failed", "crashed", "canceled", "lost"];
 
-/** Seconds as a short duration. */
+/** Whether `job` waits or runs. */
+export function isActive(job) {
+  return job.state === "queued" || job.state === "running";
+}
+
+/** A duration as precise as it is of use: "420 ms", "3.2 s", "3 min 07 s", "2 h 14 min". */
 export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const s = Math.max(0, seconds);
-  if (s < 0.0995) return `${(s * 1000).toFixed(0)} ms`;
-  if (s < 9.95) return `${s.toFixed(2)} s`;
-  if (s < 59.5) return `${s.toFixed(0)} s`;
-  const whole = Math.round(s);
-  const two = (number) => String(number).padStart(2, "0");
-  if (whole < 3600) return `${Math.floor(whole / 60)}:${two(whole % 60)} min`;
-  if (whole < 172800) return `${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))} h`;
-  return `${Math.floor(whole / 86400)} days`;
+  if (seconds === null || seconds === undefined) return NOTHING;
+  if (seconds < 0.001) return "<1 ms";
+  if (seconds < 1) return `${Math.floor(seconds * 1000)} ms`;
+  if (seconds < 10) return `${(Math.floor(seconds * 10) / 10).toFixed(1)} s`;
+  return elapsed(seconds).replace(/ 00 (?:s|min)$/, "");
 }
 
-/** Bytes with a decimal unit. */
+/** A duration that is still growing, in whole seconds. */
+export function elapsed(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < MINUTE) return `${whole} s`;
+  if (whole < HOUR) return `${Math.floor(whole / MINUTE)} min ${two(whole % MINUTE)} s`;
+  if (whole < DAY) return `${Math.floor(whole / HOUR)} h ${two(Math.floor((whole % HOUR) / MINUTE))} min`;
+  return `${Math.floor(whole / DAY)} d ${Math.floor((whole % DAY) / HOUR)} h`;
+}
+
+/** A size with three digits: "87.0 MB". */
 export function size(bytes) {
-  if (bytes === null || bytes === undefined) return "–";
-  for (const [unit, one] of UNITS) if (bytes >= one) return `${(bytes / one).toFixed(1)} ${unit}`;
-  return `${bytes} B`;
+  if (bytes === null || bytes === undefined) return NOTHING;
+  let value = bytes;
+  let unit = 0;
+  while (value >= 999.5 && unit < UNITS.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  const digits = unit === 0 || value >= 99.95 ? 0 : 1;
+  return `${value.toFixed(digits)} ${UNITS[unit]}`;
 }
 
-/** A moment, in seconds since 1970, as the clock of the day shows it. */
-export function clock(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const moment = new Date(seconds * 1000);
-  const time = moment.toLocaleTimeString([], { hour12: false });
-  return moment.toDateString() === new Date().toDateString() ? time : `${moment.toLocaleDateString()} ${time}`;
+/** The time of day of a moment, with its date if that is not the date of `now`. */
+export function clock(time, now) {
+  const date = new Date(time * 1000);
+  const hours = `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+  if (date.toDateString() === new Date(now * 1000).toDateString()) return hours;
+  return `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${hours}`;
 }
 
-/** What a person would call a job. */
-export const nameOf = (job) => job.name || `${job.language} code`;
+/** Hours and minutes of a moment, for an axis. */
+export function hoursAndMinutes(time) {
+  const date = new Date(time * 1000);
+  return `${two(date.getHours())}:${two(date.getMinutes())}`;
+}
 
-/** As many digits of a checksum as tell it from others in view. */
-export const short = (checksum) => checksum.slice(0, 8);
+/** The beginning of a checksum, enough to tell jobs apart by eye. */
+export function short(checksum) {
+  return checksum.slice(0, 8);
+}
+
+/** What a person calls `job`. */
+export function jobName(job) {
+  const name = printable(job.name ?? "").trim();
+  if (!name) return `unnamed ${job.language} job`;
+  return name.length > 160 ? `${name.slice(0, 159)}…` : name;
+}
+
+/** "1 job", "2 jobs". */
+export function count(number, one, many = `${one}s`) {
+  return `${number.toLocaleString("en-GB")} ${number === 1 ? one : many}`;
+}
+
+/** `text` in which no character is invisible, or turns the direction of what follows it. */
+export function printable(text) {
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd");
+}
+
+function two(number) {
+  return String(number).padStart(2, "0");
+}

@@ -1,132 +1,131 @@
-// The status page: one feed of news, an overview, and a view of one job, chosen by the fragment.
+/* The entry of the status page: asks the server, and shows the overview or one job. */
 
-import { drawChart } from "./charts.js";
-import { byId, choices, define, make, renew, say, set } from "./dom.js";
-import { Feed } from "./feed.js";
-import { clock, duration, size, stateWords } from "./format.js";
-import { Ended, showNow } from "./jobs.js";
+import { Charts } from "./charts.js";
+import { setText } from "./dom.js";
+import { Failures } from "./failures.js";
+import { tick } from "./jobcells.js";
 import { JobView } from "./jobview.js";
-import { drawTimeline } from "./timeline.js";
+import { Model } from "./model.js";
+import { Poller, getJson } from "./poller.js";
+import { Queue } from "./queue.js";
+import { Recent } from "./recent.js";
+import * as summary from "./summary.js";
+import { Timeline } from "./timeline.js";
 
-const SPANS = [[120, "2 min"], [600, "10 min"], [1800, "30 min"]];
-let span = 600;
+const JOB_ADDRESS = /^#\/jobs\/([0-9a-f]{64})$/;
+const HISTORY_PAGE = 1000;
 
-const feed = new Feed(show, showSilence);
-const ended = new Ended(feed);
-const view = new JobView(feed);
-
-choices(byId("spans"), SPANS, span, (seconds) => {
-  span = seconds;
-  showTimeline();
+const byId = (id) => document.getElementById(id);
+const model = new Model();
+const timeline = new Timeline(byId("timeline"), byId("windows"), model);
+const queue = new Queue({
+  running: byId("running"),
+  waiting: byId("waiting"),
+  runningCount: byId("running-count"),
+  waitingCount: byId("waiting-count"),
 });
-for (const state of ["running", "done", "failed", "canceled"]) {
-  byId("legend").append(make("li", { class: state }, `■ ${stateWords(state)}`));
-}
-addEventListener("hashchange", route);
-addEventListener("resize", () => feed.status && showDrawings());
-setInterval(() => feed.status && !document.hidden && showTimes(), 1000);
-route();
+const charts = new Charts({
+  throughput: byId("throughput"),
+  throughputNow: byId("throughput-now"),
+  queue: byId("queue"),
+  queueNow: byId("queue-now"),
+});
+const failures = new Failures(byId("failures"), model);
+const recent = new Recent(
+  { element: byId("recent"), aside: byId("recent-aside"), heading: byId("recent-heading") },
+  model,
+);
+const jobView = new JobView(byId("job"), model);
+const bar = { where: byId("where"), life: byId("life"), pill: byId("pill") };
+const poller = new Poller(ask, noAnswer);
+let openJob = null;
 
-function route() {
-  const checksum = /^#\/jobs\/([0-9a-fA-F]{64})$/.exec(location.hash)?.[1].toLowerCase();
-  byId("overview").hidden = Boolean(checksum);
-  byId("job").hidden = !checksum;
-  if (checksum) view.open(checksum);
-  else {
-    view.close();
-    if (feed.status) show();
+async function ask(signal) {
+  const status = await getJson(`status?after=${model.latest}`, signal);
+  if (!model.accept(status)) {
+    await ask(signal);
+    return;
   }
+  show();
+  await fetchMissing(signal);
+}
+
+/** Fetch one page of the history that the timeline lacks; the next one follows with the next poll. */
+async function fetchMissing(signal) {
+  const before = model.missingBefore();
+  if (before === null) return;
+  try {
+    model.prepend(await getJson(`jobs?before=${before}&limit=${HISTORY_PAGE}`, signal), before);
+  } catch (error) {
+    if (!error.status) throw error;
+    model.goWithoutOlder();
+  }
+  show();
+}
+
+function noAnswer(reason) {
+  model.fail(reason);
+  showConnection();
 }
 
 function show() {
-  const { server } = feed.status;
-  say(byId("title"), `jobserver on ${server.hostname}`);
-  say(byId("connection"), server.ending ? "ending" : "up");
-  set(byId("connection"), "class", server.ending ? "pill bad" : "pill");
-  say(byId("access"), server.access);
-  set(byId("access"), "class", server.exposed ? "access exposed" : "access");
-  showTimes();
-  if (byId("overview").hidden) return;
-  const { running, waiting_count: waiting } = feed.status;
-  document.title = `${running.length} running, ${waiting} waiting – jobserver on ${server.hostname}`;
-  showTiles(feed.status);
-  ended.show();
-  showWorkers(feed.status.workers);
-  showDrawings();
+  showConnection();
+  if (openJob) jobView.update();
+  else showOverview();
+  showTitle();
 }
 
-function showSilence(heard) {
-  const since = heard ? ` since ${clock(heard / 1000)}` : "";
-  say(byId("connection"), `no answer${since}`);
-  set(byId("connection"), "class", "pill bad");
+function showOverview() {
+  setText(byId("overview-heading"), summary.headline(model.status));
+  summary.showNotices(byId("notices"), model.status);
+  summary.showTiles(byId("tiles"), model);
+  summary.showServer(byId("server"), model);
+  timeline.update();
+  queue.update(model);
+  charts.update(model);
+  failures.update();
+  recent.update();
 }
 
-/** What changes with the time alone, also between two answers. */
-function showTimes() {
-  const { server } = feed.status;
-  const now = feed.now();
-  define(byId("facts"), [
-    ["Listens at", server.listening],
-    ["User", server.user],
-    ["Up for", duration(now - server.started)],
-    ["Ends if unused", server.idle_left === null ? "never" : `in ${duration(server.idle_left)}`],
-    ["Records", server.record ? "yes" : "no"],
-    ["Version", server.version],
-    ["Python", server.python],
-    ...Object.entries(server.packages),
-  ]);
-  if (!byId("overview").hidden) showNow(feed.status, now);
+function showConnection() {
+  document.body.classList.toggle("stale", model.failure !== null);
+  summary.showConnection(byId("connection"), model, () => poller.now());
+  if (model.status) summary.showBar(bar, model);
+  else summary.showPill(bar.pill, "bad", "✕ No answer");
+  showTitle();
 }
 
-function showTiles(status) {
-  const { totals, machine } = status;
-  const failures = totals.failed + totals.crashed + totals.lost;
-  const waits = status.oldest_waiting === null ? "nothing waits" : `oldest for ${duration(status.oldest_waiting)}`;
-  const tiles = [
-    ["Running", status.running.length, `on ${status.workers.length} workers`],
-    ["Waiting", status.waiting_count, waits],
-    ["Done", totals.done, `of ${totals.received} received`],
-    ["Failed", failures, `${totals.crashed} of them crashed`, failures > 0],
-    ["Canceled", totals.canceled, `${totals.joined} requests joined others`],
-    ["Load", machine.load[0].toFixed(1), `on ${machine.processors} processors`, machine.load[0] > 1.5 * machine.processors],
-    ["Memory free", size(machine.available), `of ${size(machine.memory)}`, machine.available < machine.memory / 20],
-  ];
-  renew(
-    byId("tiles"), tiles, ([name]) => name,
-    ([name]) => make("li", {}, make("span", {}, name), make("strong"), make("small")),
-    (element, [, value, words, alarm]) => {
-      set(element, "class", alarm ? "alarm" : "");
-      say(element.children[1], String(value));
-      say(element.children[2], words);
-    },
-  );
+function showTitle() {
+  const where = model.status ? `jobserver on ${model.status.server.hostname}` : "jobserver";
+  const what = openJob ? jobView.title : model.status && summary.headline(model.status);
+  const title = [model.failure ? "No answer" : what, where].filter(Boolean).join(" – ");
+  if (document.title !== title) document.title = title;
 }
 
-function showWorkers(workers) {
-  renew(
-    byId("workers"), workers, (worker) => worker.number,
-    () => make("tr", {}, ...["number", "", "number", "number", "number", "name"].map((kind) => make("td", { class: kind }))),
-    (element, worker) => {
-      const doing = worker.problem ?? worker.phase ?? "";
-      [worker.number, worker.state, worker.pid ?? "–", size(worker.memory), worker.jobs, doing]
-        .forEach((text, index) => say(element.children[index], String(text)));
-    },
-  );
+function route() {
+  const checksum = JOB_ADDRESS.exec(location.hash)?.[1] ?? null;
+  const isChange = checksum !== openJob;
+  openJob = checksum;
+  byId("overview").hidden = checksum !== null;
+  byId("job").hidden = checksum === null;
+  if (!isChange) return;
+  jobView.close();
+  if (checksum) jobView.open(checksum);
+  else if (model.status) showOverview();
+  scrollTo(0, 0);
+  (checksum ? jobView.heading : byId("overview-heading")).focus({ preventScroll: true });
+  showTitle();
 }
 
-function showDrawings() {
-  if (byId("overview").hidden) return;
-  showTimeline();
-  const { series } = feed.status;
-  const perMinute = (values) => values.map((value) => (value * 60) / series.step);
-  drawChart(byId("throughput"), [
-    { name: "ended", values: perMinute(series.ended) },
-    { name: "failed", values: perMinute(series.failed), bad: true },
-  ], series.start, series.step);
-  drawChart(byId("queue"), [{ name: "waiting", values: series.waiting }], series.start, series.step);
+function second() {
+  if (document.visibilityState !== "visible" || !model.status) return;
+  summary.showBar(bar, model);
+  if (!openJob) timeline.slide();
+  tick(document.body, model.now());
 }
 
-function showTimeline() {
-  const jobs = [...feed.ended, ...feed.status.running];
-  drawTimeline(byId("timeline"), feed.status.workers, jobs, span, feed.now());
-}
+jobView.onShow = showTitle;
+addEventListener("hashchange", route);
+route();
+poller.start();
+setInterval(second, 1000);

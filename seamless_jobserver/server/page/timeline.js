@@ -1,146 +1,219 @@
-// The lanes of the workers, with their jobs as blocks. However many jobs there are, blocks that
-// would be too narrow to be told apart are drawn as one, so that the drawing stays small.
+/* The timeline: a lane for each worker, sliding with the time, with arrow keys between the jobs. */
 
-import { draw, renew, say, set } from "./dom.js";
-import { clock, duration, nameOf, stateWords } from "./format.js";
+import { make, setAttribute, setText, syncChildren } from "./dom.js";
+import { OUTCOMES, STATES, hoursAndMinutes } from "./format.js";
+import { drawBlocks, laneBlocks, makeLane, stretch, updateHead } from "./lane.js";
 
-const LANE = 34;
-const HEIGHT = 22;
-const LEFT = 76;
-const AXIS = 22;
-const NARROW = 3;
-const LABEL = 46;
-const BAD = ["failed", "crashed", "lost"];
+const WINDOWS = [2, 10, 30];
+const TICK_MINUTES = { 2: 0.5, 10: 2, 30: 5 };
+const MOST_PER_LANE = 400;
+const MOST_BLOCKS = 6000;
+const NARROWEST_BLOCK = 2;
+/** With more workers than this the lanes are lower, and scroll. */
+const DENSE = 8;
+/** After so many seconds, blocks of running jobs may have got wide enough for a name. */
+const GROWTH = 10;
+const HINT = "Point at a block for its job. By keyboard: arrow keys go from job to job, Enter opens one.";
 
-/** Draw `jobs`, ended or running, in the lanes of `workers`; `span` and `now` are in seconds. */
-export function drawTimeline(place, workers, jobs, span, now) {
-  const width = Math.max(280, place.clientWidth);
-  const height = workers.length * LANE + AXIS;
-  const drawing = place.firstElementChild ?? begin(place);
-  set(drawing, "viewBox", `0 0 ${width} ${height}`);
-  set(drawing, "height", height);
-  const at = (time) => LEFT + ((time - (now - span)) / span) * (width - LEFT);
-  const [tracks, ticks, blocks] = drawing.children;
-  drawTracks(tracks, workers, width);
-  drawTicks(ticks, span, now, at, height);
-  const lanes = new Map(workers.map((worker, index) => [worker.number, index]));
-  const drawn = blocksOf(jobs, lanes, at, now);
-  renew(blocks, drawn, (block) => block.key, createBlock, updateBlock);
-  keepOneInTabOrder(blocks);
-}
+/** The lanes of all workers over the last minutes. */
+export class Timeline {
+  constructor(element, choices, model) {
+    this._model = model;
+    this._minutes = 10;
+    this._width = 600;
+    this._current = null;
+    this._build(element);
+    this._buildChoices(choices);
+    new ResizeObserver(() => this._measure()).observe(this._axis);
+  }
 
-function begin(place) {
-  const drawing = draw("svg", { role: "group", "aria-label": "Jobs of the last minutes by worker; arrow keys move" });
-  drawing.append(draw("g"), draw("g", { "aria-hidden": "true" }), draw("g"));
-  drawing.addEventListener("keydown", move);
-  place.append(drawing);
-  return drawing;
-}
-
-function drawTracks(group, workers, width) {
-  renew(
-    group, workers, (worker) => worker.number,
-    () => draw("g", {}, draw("rect", { class: "track", x: LEFT }), draw("text", { class: "lane", x: 0 })),
-    (element, worker) => {
-      const index = workers.indexOf(worker);
-      const [track, label] = element.children;
-      set(track, "y", index * LANE + (LANE - HEIGHT) / 2);
-      set(track, "width", width - LEFT);
-      set(track, "height", HEIGHT);
-      set(label, "y", index * LANE + LANE / 2 + 4);
-      say(label, `${worker.number} ${worker.state}`);
-    },
-  );
-}
-
-function drawTicks(group, span, now, at, height) {
-  const step = [10, 30, 60, 120, 300, 600].find((seconds) => span / seconds <= 6) ?? 600;
-  const times = [];
-  for (let time = Math.ceil((now - span) / step) * step; time < now - step / 3; time += step) times.push(time);
-  renew(
-    group, times, (time) => time,
-    () => draw("g", {}, draw("line", { class: "tick", y1: 0 }), draw("text", { "text-anchor": "middle" })),
-    (element, time) => {
-      const [line, label] = element.children;
-      for (const name of ["x1", "x2"]) set(line, name, at(time));
-      set(line, "y2", height - AXIS);
-      set(label, "x", Math.max(LEFT + 24, at(time)));
-      set(label, "y", height - 5);
-      say(label, clock(time));
-    },
-  );
-}
-
-/** Put jobs that lie too close together into one block; a block of one job leads to that job. */
-function blocksOf(jobs, lanes, at, now) {
-  const last = new Map();
-  const found = [];
-  const shown = jobs
-    .filter((job) => job.started !== null && lanes.has(job.worker) && at(job.ended ?? now) > LEFT)
-    .sort((one, other) => one.started - other.started);
-  for (const job of shown) {
-    const lane = `${job.worker}${job.hosted ? "h" : ""}`;
-    const start = Math.max(LEFT, at(job.started));
-    const end = at(job.ended ?? now);
-    const before = last.get(lane);
-    if (before && end - start < NARROW && start - before.end < 1 && (before.narrow || before.end >= end)) {
-      before.end = Math.max(before.end, end);
-      before.jobs.push(job);
-      continue;
+  _build(element) {
+    this._axisTrack = make("div", { class: "track" });
+    this._axis = make("div", { class: "axis", "aria-hidden": "true" }, this._axisTrack);
+    this._lanes = make("div", { class: "lanes", role: "group", "aria-label": "Timeline of the workers" });
+    this._readout = make("p", { class: "readout", "aria-hidden": "true" }, HINT);
+    const legend = make("ul", { class: "legend", "aria-label": "How blocks look" });
+    for (const state of ["running", ...OUTCOMES]) {
+      const swatch = make(
+        "span",
+        { class: "swatch", "data-state": state, "aria-hidden": "true" },
+        STATES[state].sign,
+      );
+      legend.append(make("li", {}, swatch, STATES[state].word));
     }
-    const block = {
-      key: `${job.number}`, start, end, jobs: [job], narrow: end - start < NARROW,
-      top: lanes.get(job.worker) * LANE + (LANE - HEIGHT) / 2, thin: job.hosted,
+    element.append(this._axis, this._lanes, make("div", { class: "timeline-foot" }, this._readout, legend));
+    this._lanes.addEventListener("keydown", (event) => this._key(event));
+    this._lanes.addEventListener("focusin", (event) => this._choose(event.target.closest(".block")));
+    for (const type of ["focusin", "pointerover"]) {
+      this._lanes.addEventListener(type, (event) => this._tell(event.target.closest(".block")));
+    }
+  }
+
+  _buildChoices(choices) {
+    for (const minutes of WINDOWS) {
+      const button = make(
+        "button",
+        { type: "button", "aria-pressed": String(minutes === this._minutes) },
+        `${minutes} min`,
+      );
+      button.addEventListener("click", () => {
+        this._minutes = minutes;
+        for (const other of choices.children) setAttribute(other, "aria-pressed", String(other === button));
+        this._redraw();
+      });
+      choices.append(button);
+    }
+  }
+
+  /** Show what the model knows; blocks are laid out again only when jobs have changed. */
+  update() {
+    const { workers } = this._model.status;
+    const isDense = workers.length > DENSE;
+    this._lanes.classList.toggle("dense", isDense);
+    setAttribute(this._lanes, "tabindex", isDense ? "0" : null);
+    syncChildren(this._lanes, workers, {
+      key: (worker) => worker.number,
+      create: (worker) => makeLane(worker.number),
+      update: updateHead,
+    });
+    const state = this._stateOfJobs();
+    if (state !== this._drawn) {
+      this._drawn = state;
+      this._draw();
+    }
+    this.slide();
+  }
+
+  /** Move everything to where it belongs now. */
+  slide() {
+    if (!this._scale) return;
+    const now = this._model.now();
+    if (now - this._origin > this._minutes * 60) this._draw();
+    this._scale.now = now;
+    const shift = `translateX(${-this._scale.at(now - this._minutes * 60)}%)`;
+    this._axisTrack.style.transform = shift;
+    for (const lane of this._lanes.children) {
+      lane.lastElementChild.firstElementChild.style.transform = shift;
+      stretch(lane, this._scale);
+    }
+    this._drawTicks(now);
+  }
+
+  _measure() {
+    const width = this._axis.clientWidth;
+    if (width && Math.abs(width - this._width) > 1) {
+      this._width = width;
+      this._redraw();
+    }
+  }
+
+  _redraw() {
+    if (!this._model.status) return;
+    this._draw();
+    this.slide();
+  }
+
+  _stateOfJobs() {
+    const { workers, running } = this._model.status;
+    const { generation, version } = this._model;
+    const growth = running.length && Math.floor(this._model.now() / GROWTH);
+    return JSON.stringify([
+      generation,
+      version,
+      workers.length,
+      growth,
+      running.map((job) => [job.number, job.started, job.worker]),
+    ]);
+  }
+
+  _draw() {
+    const now = this._model.now();
+    const seconds = this._minutes * 60;
+    const origin = now - seconds;
+    this._origin = now;
+    this._scale = { now, percent: this._width / 100, at: (time) => ((time - origin) / seconds) * 100 };
+    const lanes = [...this._lanes.children];
+    const options = {
+      from: origin,
+      now,
+      cell: (NARROWEST_BLOCK * seconds) / this._width,
+      limit: Math.min(MOST_PER_LANE, Math.max(40, Math.floor(MOST_BLOCKS / (lanes.length || 1)))),
     };
-    last.set(lane, block);
-    found.push(block);
+    const jobs = this._jobsByWorker(origin);
+    this._model.status.workers.forEach(({ number }, index) => {
+      drawBlocks(lanes[index], laneBlocks(jobs.get(number) ?? [], options), this._scale);
+    });
+    this._choose(this._current?.isConnected ? this._current : this._lanes.querySelector(".block:last-child"));
   }
-  return found;
-}
 
-function createBlock() {
-  return draw("a", { tabindex: -1 }, draw("title"), draw("rect", { rx: 2 }), draw("text", { class: "inside" }));
-}
-
-function updateBlock(element, block) {
-  const [title, rect, label] = element.children;
-  const worst = block.jobs.find((job) => BAD.includes(job.state)) ?? block.jobs[0];
-  // Failures stand out of their lane, so that they are not told by colour alone.
-  const out = BAD.includes(worst.state) ? 5 : 0;
-  const height = (block.thin ? 7 : HEIGHT - 4) + 2 * out;
-  const top = (block.thin ? block.top + HEIGHT - 9 : block.top + 2) - out;
-  const width = Math.max(1.5, block.end - block.start);
-  set(element, "class", `block ${worst.state}`);
-  set(element, "href", `#/jobs/${worst.checksum}`);
-  set(element, "aria-label", words(block.jobs, worst));
-  say(title, words(block.jobs, worst));
-  for (const [name, value] of [["x", block.start], ["y", top], ["width", width], ["height", height]]) {
-    set(rect, name, value.toFixed(1));
+  _jobsByWorker(from) {
+    const byWorker = new Map();
+    const { ended, status } = this._model;
+    for (const jobs of [ended, status.running]) {
+      for (const job of jobs) {
+        if (job.worker === null || job.started === null || (job.ended ?? Infinity) < from) continue;
+        if (!byWorker.has(job.worker)) byWorker.set(job.worker, []);
+        byWorker.get(job.worker).push(job);
+      }
+    }
+    return byWorker;
   }
-  set(label, "x", (block.start + 5).toFixed(1));
-  set(label, "y", block.top + HEIGHT / 2 + 4);
-  const room = Math.floor((width - 8) / 7);
-  say(label, block.thin || width < LABEL ? "" : nameOf(worst).slice(0, room));
-}
 
-function words(jobs, worst) {
-  const took = worst.ended === null ? "" : ` after ${duration(worst.ended - worst.started)}`;
-  const one = `${nameOf(worst)}: ${stateWords(worst.state)}${took}`;
-  return jobs.length === 1 ? one : `${jobs.length} jobs, among them ${one}`;
-}
+  _drawTicks(now) {
+    const step = TICK_MINUTES[this._minutes] * 60;
+    const first = Math.ceil((now - this._minutes * 60) / step);
+    const ticks = [];
+    for (let tick = first; tick * step <= now; tick += 1) ticks.push(tick * step);
+    syncChildren(this._axisTrack, ticks, {
+      key: (time) => `${step} ${time}`,
+      create: (time) => make("span", { class: "tick" }, step < 60 && time % 60 ? "" : hoursAndMinutes(time)),
+      update: (element, time) => {
+        element.style.left = `${this._scale.at(time)}%`;
+      },
+    });
+  }
 
-/** Hundreds of blocks must not stand between the keyboard and the rest of the page. */
-function keepOneInTabOrder(blocks) {
-  const focused = blocks.contains(document.activeElement) ? document.activeElement : blocks.lastElementChild;
-  for (const block of blocks.children) set(block, "tabindex", block === focused ? 0 : -1);
-}
+  _choose(block) {
+    if (!block || (block === this._current && block.tabIndex === 0)) return;
+    if (this._current) this._current.tabIndex = -1;
+    block.tabIndex = 0;
+    this._current = block;
+  }
 
-function move(event) {
-  const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-  const all = [...event.currentTarget.querySelectorAll(".block")];
-  const next = step && all[all.indexOf(document.activeElement) + step];
-  if (!next) return;
-  event.preventDefault();
-  next.focus();
-  keepOneInTabOrder(next.parentElement);
+  _tell(block) {
+    setText(this._readout, block?.getAttribute("aria-label") ?? HINT);
+  }
+
+  _key(event) {
+    const block = event.target.closest(".block");
+    const next =
+      block && !event.ctrlKey && !event.altKey && !event.metaKey && this._neighbour(block, event.key);
+    if (!next) return;
+    event.preventDefault();
+    next.focus({ preventScroll: true });
+    next.closest(".lane").scrollIntoView({ block: "nearest" });
+  }
+
+  _neighbour(block, key) {
+    const blocks = [...block.parentElement.children];
+    const index = blocks.indexOf(block);
+    if (key === "ArrowLeft") return blocks[index - 1];
+    if (key === "ArrowRight") return blocks[index + 1];
+    if (key === "Home") return blocks[0];
+    if (key === "End") return blocks.at(-1);
+    if (key === "ArrowUp") return this._inOtherLane(block, "previousElementSibling");
+    if (key === "ArrowDown") return this._inOtherLane(block, "nextElementSibling");
+    return null;
+  }
+
+  _inOtherLane(block, direction) {
+    let lane = block.closest(".lane")[direction];
+    while (lane && !lane.querySelector(".block")) lane = lane[direction];
+    if (!lane) return null;
+    const left = Number(block.dataset.left);
+    const distance = (other) => Math.abs(Number(other.dataset.left) - left);
+    return [...lane.querySelectorAll(".block")].reduce((best, other) =>
+      distance(other) < distance(best) ? other : best,
+    );
+  }
 }

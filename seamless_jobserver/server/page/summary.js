@@ -1,0 +1,184 @@
+/* The first glance: the headline, what to worry about, and the figures of the moment. */
+
+import { make, setAttribute, setText, syncChildren, terms, whenChanged } from "./dom.js";
+import { NOTHING, clock, count, duration, elapsed, jobName, size } from "./format.js";
+import { runningClock } from "./jobcells.js";
+
+const ENDED_BADLY = ["failed", "crashed", "lost"];
+
+/** What goes on, in a few words. */
+export function headline(status) {
+  if (status.server.ending) return "The jobserver is ending";
+  if (!status.running.length && !status.waiting_count) return "Idle";
+  return `${status.running.length} running, ${status.waiting_count} waiting`;
+}
+
+/** Fill the bar at the top of the page. */
+export function showBar({ where, life, pill }, model) {
+  const { server } = model.status;
+  setText(where, `${server.hostname} · ${server.listening}`);
+  setText(life, `up ${elapsed(model.now() - server.started)}${idleWords(model)}`);
+  if (model.failure) showPill(pill, "bad", "✕ No answer");
+  else if (server.ending) showPill(pill, "warn", "… Ending");
+  else showPill(pill, "good", "✓ Up");
+}
+
+/** Say in the pill of the bar, in a colour that goes with it, how the server is. */
+export function showPill(pill, tone, text) {
+  setAttribute(pill, "data-tone", tone);
+  setText(pill, text);
+}
+
+/** Say that the server does not answer; `retry` is called by the button that asks again. */
+export function showConnection(element, model, retry) {
+  const { failure, status } = model;
+  whenChanged(element, failure, () => {
+    if (!failure) return [];
+    const known = status ? ` What is shown is from ${clock(status.time, failure.since)}.` : "";
+    const button = make("button", { type: "button" }, "Ask now");
+    button.addEventListener("click", retry);
+    const since = make("strong", {}, `No answer since ${clock(failure.since, Date.now() / 1000)}`);
+    return [make("p", {}, since, `: ${failure.reason}.${known} The page keeps asking.`), button];
+  });
+}
+
+/** Show what needs somebody's attention. */
+export function showNotices(element, status) {
+  syncChildren(element, notices(status), {
+    key: (notice) => JSON.stringify(notice),
+    create: ({ tone, title, text }) =>
+      make("p", { class: "notice", "data-tone": tone }, make("strong", {}, `${title}:`), ` ${text}`),
+  });
+}
+
+function notices({ server, workers }) {
+  const found = [];
+  if (server.exposed) found.push({ tone: "bad", title: "Strangers can get in", text: server.access });
+  if (server.ending)
+    found.push({
+      tone: "warn",
+      title: "It is ending",
+      text: "it takes no new jobs; those that run have a moment left.",
+    });
+  for (const { number, state, problem } of workers) {
+    if (state === "down" || problem) {
+      found.push({
+        tone: "bad",
+        title: `Worker ${number} is ${state}`,
+        text: problem ?? "it is being started again.",
+      });
+    }
+  }
+  return found;
+}
+
+/** Show the figures of the moment. */
+export function showTiles(element, model) {
+  const {
+    running,
+    waiting_count: waiting,
+    oldest_waiting: oldest,
+    workers,
+    totals,
+    machine,
+    time,
+  } = model.status;
+  const longest = running.reduce((one, job) => (one && one.started <= job.started ? one : job), null);
+  const busy = workers.filter((worker) => worker.state === "busy").length;
+  const bad = ENDED_BADLY.reduce((sum, state) => sum + totals[state], 0);
+  const tiles = [
+    tile(
+      "Running",
+      running.length,
+      [`${busy} of ${count(workers.length, "worker")} busy`],
+      busy / workers.length,
+    ),
+    tile("Longest running", longest ? runningClock(longest.started, model.now()) : NOTHING, [
+      longest ? jobName(longest) : "nothing runs",
+    ]),
+    tile(
+      "Waiting",
+      waiting,
+      oldest === null ? ["nothing waits"] : ["oldest for ", runningClock(time - oldest, model.now())],
+    ),
+    tile(
+      "Failed",
+      bad.toLocaleString("en-GB"),
+      [`with ${totals.crashed} crashed, ${totals.lost} lost`],
+      null,
+      bad ? "bad" : null,
+    ),
+    tile("Done", totals.done.toLocaleString("en-GB"), [
+      `${totals.canceled} canceled, ${totals.joined} joined`,
+    ]),
+    tile(
+      "Load",
+      machine.load[0].toFixed(2),
+      [`on ${count(machine.processors, "processor")}`],
+      machine.load[0] / machine.processors,
+    ),
+    tile(
+      "Memory used",
+      size(machine.memory - machine.available),
+      [`of ${size(machine.memory)}`],
+      1 - machine.available / machine.memory,
+    ),
+  ];
+  syncChildren(element, tiles, { key: ({ name }) => name, create: makeTile, update: updateTile });
+}
+
+function tile(name, value, note, share = null, tone = null) {
+  return { name, value: value instanceof Node ? value : String(value), note, share, tone };
+}
+
+function makeTile({ name, share }) {
+  const element = make("div", { class: "tile" });
+  const note = make("dd", { class: "note" }, make("span", { class: "words" }));
+  if (share !== null) note.append(make("span", { class: "gauge", "aria-hidden": "true" }, make("span")));
+  element.append(make("dt", {}, name), make("dd", { class: "value" }), note);
+  return element;
+}
+
+function updateTile(element, { value, note, share, tone }) {
+  const [, figure, below] = element.children;
+  const [words, gauge] = below.children;
+  setAttribute(element, "data-tone", tone);
+  figure.replaceChildren(value);
+  words.replaceChildren(...note);
+  if (gauge) gauge.firstElementChild.style.width = `${Math.min(1, Math.max(0, share || 0)) * 100}%`;
+}
+
+/** Show where the server listens, who may use it, and how it is set up. */
+export function showServer(element, model) {
+  const { server, time } = model.status;
+  const rule = idleRule(server, time);
+  whenChanged(element, [{ ...server, idle_left: null }, rule], () =>
+    terms([
+      ["Listens on", make("code", {}, server.listening)],
+      ["Who may use it", server.access],
+      ["Runs as", `${server.user} on ${server.hostname}, process ${server.pid}`],
+      ["Started", `${clock(server.started, time)}, `, runningClock(server.started, time), " ago"],
+      ["Versions", `${server.name} ${server.version}, Python ${server.python}`],
+      ["When idle", rule],
+      ["Execution records", server.record ? "written" : "not written"],
+      [
+        "A canceled job",
+        server.reclaims
+          ? "is stopped: its process is ended"
+          : "runs on unheard; its worker is busy until it has ended",
+      ],
+    ]),
+  );
+}
+
+function idleRule({ idle_timeout: timeout, idle_left: left }, time) {
+  if (timeout === null) return "It stays up, however long nobody uses it.";
+  const rule = `It ends after ${duration(timeout)} without a request or a running job.`;
+  return left === null ? `${rule} Now it is in use.` : `${rule} That is at ${clock(time + left, time)}.`;
+}
+
+function idleWords(model) {
+  const { server, time } = model.status;
+  if (server.idle_left === null) return "";
+  return ` · ends in ${elapsed(server.idle_left - (model.now() - time))} if unused`;
+}
