@@ -7,13 +7,32 @@ from seamless_jobserver.transport import import_seamless_remote
 
 import_seamless_remote()
 
-from seamless_jobserver.worker.readfolders import ReadFolders  # noqa: E402
+from seamless_jobserver.worker.readfolders import ReadFolders, store_folder  # noqa: E402
 from tests.stack import temporary_directory  # noqa: E402
 
 
 def put(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+class StoreFolder(unittest.TestCase):
+    def test_it_is_that_of_the_only_store_that_takes_results(self):
+        store = {"readonly": False, "remote_url": "u", "remote_directory": "/store"}
+        archive = {"readonly": True, "remote_url": "v", "remote_directory": "/archive"}
+        for entries, folder in (
+            ([store], "/store"),
+            ([archive, store], "/store"),
+            ([archive], None),
+            ([store, {**store, "remote_directory": "/other"}], None),
+            ([{"readonly": False, "remote_url": "u"}], None),
+            ([{"remote_url": "u", "remote_directory": "/store"}], None),
+            ([], None),
+            (None, None),
+        ):
+            with self.subTest(entries):
+                self.assertEqual(store_folder({"buffer": entries}), folder)
+        self.assertEqual(store_folder({}), None)
 
 
 class Reading(unittest.TestCase):

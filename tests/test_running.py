@@ -158,6 +158,21 @@ class Results(OnAStore):
         lines = [line for line in self.store.log().splitlines() if f"PUT /{checksum}" in line]
         self.assertEqual([line.rpartition('"')[2].split()[0] for line in lines], ["200", "201"])
 
+    def test_what_lies_whole_in_the_stores_folder_is_not_sent_at_all(self):
+        server = self.start(parameters=self.store.parameters(read_folder=True))
+        for damage, sent in (("", False), ("damaged", True)):
+            with self.subTest(damage):
+                request = self.store.request(ADD, a="there ", b=damage)
+                result = self.result(server.run(request))
+                checksums = request["tf_checksum"], hashlib.sha256(result).hexdigest()
+                for checksum in checksums:
+                    path = self.store.buffers / checksum[:2] / checksum
+                    path.write_bytes(damage.encode() or path.read_bytes())
+                before = len(self.store.log())
+                self.assertEqual(server.run(request).status, 200)
+                log = self.store.log()[before:]
+                self.assertEqual([f"PUT /{one}" in log for one in checksums], [sent, sent])
+
     def test_inputs_come_from_the_read_folder_where_there_is_one(self):
         server = self.start(parameters=self.store.parameters(read_folder=True))
         request = self.store.request(ADD, a=1234, b=4321)

@@ -93,6 +93,7 @@ class _Worker:
         from seamless_jobserver.worker.measure import Meter
         from seamless_jobserver.worker.memory import settle
         from seamless_jobserver.worker.nested import take_over
+        from seamless_jobserver.worker.readfolders import store_folder
         from seamless_jobserver.worker.safekeeping import Safekeeping
         from seamless_jobserver.worker.staging import Staging
 
@@ -100,7 +101,8 @@ class _Worker:
         select_record(settings.record)  # last: what comes before may reset it
         self._progress = Progress(directory)
         self._capture = OutputCapture()
-        self._staging = Staging(settings.store_timeout, settings.cache_size)
+        folder = store_folder(settings.clients)
+        self._staging = Staging(settings.store_timeout, settings.cache_size, folder)
         self._execution = Execution(self._staging, Safekeeping(settings.clients))
         self._meter = Meter()
         take_over(settings, self._execution.run_and_store, self._meter)

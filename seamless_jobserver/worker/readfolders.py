@@ -7,10 +7,11 @@ being written or damaged.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import seamless
 from seamless_remote import buffer_remote
@@ -20,6 +21,16 @@ _AT_ONCE: Final = 16
 _FEW: Final = 8
 """Files that are read one after another, without threads, unless they are large."""
 _LARGE: Final = 1024 * 1024
+
+
+def store_folder(clients: dict[str, Any]) -> str | None:
+    """Return where the one store that takes results keeps them as files, if this machine sees that.
+
+    `clients` is the ``parameters`` object of the status file (protocol.md).
+    """
+    writable = [entry for entry in clients.get("buffer") or () if not entry.get("readonly", True)]
+    folder = writable[0].get("remote_directory") if len(writable) == 1 else None
+    return None if folder is None else os.path.expanduser(str(folder))
 
 
 class ReadFolders:

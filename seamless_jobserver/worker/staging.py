@@ -13,7 +13,8 @@ connection each time.) The thread that runs the jobs hands it coroutines and wai
   that somebody else is sending the same buffer at this moment and may yet break off. The store's
   ``/has-now`` counts such an upload as present, so asking it proves nothing; sending again does:
   the answer is 201 when the other upload has ended well, and our own upload when it has not. A
-  result may have cost hours, so it is offered for `store_timeout` seconds.
+  result may have cost hours, so it is offered for `store_timeout` seconds. What lies in the store's
+  own folder, where that can be seen from here, is stored.
 
 Nothing is promised here: a promise that this process does not live to keep would hold up everybody
 who asks for that buffer for ten minutes. (Seamless's background writer does promise the leaves of
@@ -36,6 +37,7 @@ from seamless_jobserver.messages import Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
+from seamless_jobserver.worker.readfolders import ReadFolders
 
 _AT_ONCE: Final = 16
 """Transfers under way at a time; the store answers from one process, and more only queue there."""
@@ -48,6 +50,8 @@ _ATTEMPT: Final = 60.0
 _SLOWEST: Final = 2**20
 """Seconds, and bytes a second, that bound one attempt to send a buffer to a store that hangs."""
 _QUESTION_LIMIT: Final = 5.0
+_LOOKED_FOR: Final = 16 * 2**20
+"""Bytes up to which a buffer is looked for in the store's folder: finding one means reading it."""
 
 Result = TypeVar("Result")
 
@@ -77,9 +81,13 @@ class StoreUnavailable(Exception):
 class Staging:
     """Moves the buffers of the worker's jobs. Make one in each worker process."""
 
-    def __init__(self, store_timeout: float, cache_size: int) -> None:
-        """`store_timeout` is in seconds; see above. `cache_size` is in bytes: see `InputCache`."""
+    def __init__(self, store_timeout: float, cache_size: int, folder: str | None = None) -> None:
+        """`store_timeout` is in seconds; see above. `cache_size` is in bytes: see `InputCache`.
+
+        `folder` is where the store keeps its buffers, if it is known: see `store_folder`.
+        """
         self._store_timeout = store_timeout
+        self._stored = ReadFolders([] if folder is None else [folder])
         self._nearby = Nearby(cache_size)
         # Threads of nested transformations count too; a count that is off by one does no harm.
         self._traffic = Traffic()
@@ -117,10 +125,17 @@ class Staging:
 
         Empty ones are left out: Seamless knows them by their checksum. Raises `StoreUnavailable`.
         """
-        wanted = [buffer for buffer in buffers if len(buffer)]
+        wanted = self._not_there([buffer for buffer in buffers if len(buffer)])
         if wanted:
             self.call(_together([self._store(buffer) for buffer in wanted]))
             self._count(Traffic(stored=sum(map(len, wanted))))
+
+    def _not_there(self, buffers: list[seamless.Buffer]) -> list[seamless.Buffer]:
+        """Leave out what lies whole in the store's own folder, such as most transformations."""
+        small = [buffer for buffer in buffers if len(buffer) <= _LOOKED_FOR]
+        found = self._stored.read([buffer.get_checksum().hex() for buffer in small])
+        there = {buffer.get_checksum().hex() for buffer in found if buffer is not None}
+        return [buffer for buffer in buffers if buffer.get_checksum().hex() not in there]
 
     def take_traffic(self) -> Traffic:
         """Return what was moved since the last call of this."""
