@@ -102,7 +102,8 @@ class Outcome:
     `message` is what the caller is told in every other case. `runtime` is the ``record_runtime``
     of protocol.md, and `extra` the further fields of an answer in record mode. `remark` is for the
     server's log. `retire` says why the worker should not run another job, when it should not.
-    `traffic` counts what the job moved.
+    `traffic` counts what the job moved. `holdings` names the large inputs that the worker now keeps
+    for further jobs, when that has changed.
     """
 
     ending: Ending
@@ -114,6 +115,7 @@ class Outcome:
     remark: str | None = None
     retire: str | None = None
     traffic: Traffic = NO_TRAFFIC
+    holdings: list[str] | None = None
 
     def with_output(self, printed: str) -> "Outcome":
         """Return the same outcome with what the job printed, if anything, below its message."""

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import unittest
+from unittest import mock
 
 from seamless_jobserver.transport import import_seamless_remote
 
@@ -10,6 +11,7 @@ import_seamless_remote()
 
 import seamless  # noqa: E402
 
+from seamless_jobserver.worker import inputcache  # noqa: E402
 from seamless_jobserver.worker.inputcache import MOST, InputCache  # noqa: E402
 
 KILO = 1024
@@ -89,12 +91,21 @@ class Keeping(unittest.TestCase):
         kept = [checksum for checksum, _ in entries if cache.get(checksum)]
         self.assertEqual(kept, [checksum for checksum, _ in entries[5:]])
 
-    def test_holdings_names_the_large_buffers_only(self):
-        cache = InputCache(100 * KILO)
-        small, large = make("a"), make("b", size=20 * KILO)
-        cache.keep(*small)
-        cache.keep(*large)
-        self.assertEqual(cache.holdings(10 * KILO), {large[0]})
+    def test_the_large_ones_are_told_when_they_change(self):
+        with mock.patch.object(inputcache, "LARGE", 10 * KILO):
+            cache = InputCache(40 * KILO)
+            self.assertEqual(cache.news_of_large(), [])
+            cache.keep(*make("small"))
+            self.assertIsNone(cache.news_of_large(), "nothing of it has changed")
+            first, second = (make(name, size=15 * KILO) for name in "ab")
+            cache.keep(*first)
+            self.assertEqual(cache.news_of_large(), [first[0]])
+            self.assertIsNone(cache.news_of_large())
+            cache.keep(*second)
+            cache.keep(*make("c", size=20 * KILO))
+            self.assertNotIn(first[0], cache.news_of_large())
+            cache.forget(second[0])
+            self.assertNotIn(second[0], cache.news_of_large())
 
     def test_threads_do_not_disturb_its_account(self):
         cache = InputCache(20 * KILO)

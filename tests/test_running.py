@@ -350,6 +350,36 @@ class Queue(OnAStore):
         server = self.start()
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=2))), 3)
 
+    def test_of_free_workers_the_one_that_keeps_a_large_input_is_chosen(self):
+        server = self.start(workers=2)
+        wait_until(lambda: server.log.count("is ready") == 2, "both workers are ready")
+        gate = self.directory / "first"
+        held = self.store.request(
+            "def f(path):\n    import os, time\n"
+            "    while not os.path.exists(path): time.sleep(0.01)\n    return os.getpid()\n",
+            path=str(gate),
+        )
+        where = "def f(data, tag):\n    import os\n    return os.getpid()\n"
+        data = bytes(2 * MEGABYTE)
+
+        def run_on_data(tag):
+            return self.value(server.run(self.store.request(where, data=data, tag=tag)))
+
+        with ThreadPoolExecutor(1) as caller:
+            first = caller.submit(server.run, held)
+            try:
+                wait_until(
+                    lambda: server.request("GET", "/status").json["running"], "a worker is busy"
+                )
+                other = run_on_data(0)
+            finally:
+                gate.touch()
+            busy = self.value(first.result(PATIENCE))
+        self.assertNotEqual(other, busy)
+        self.assertEqual([run_on_data(tag) for tag in range(1, 5)], 4 * [other])
+        small = self.store.request("def f(a):\n    import os\n    return os.getpid()\n", a=1)
+        self.assertEqual(self.value(server.run(small)), busy, "which comes first otherwise")
+
     def test_a_canceled_job_that_waits_never_starts(self):
         server = self.start()
         gate, trace = self.directory / "gate", self.directory / "never"

@@ -61,7 +61,7 @@ class FakeSlots:
     def start(self):
         pass
 
-    def idle(self):
+    def idle(self, _inputs=frozenset()):
         return next((slot for slot in self.slots if not slot.busy), None)
 
     async def close(self, timeout):

@@ -106,6 +106,12 @@ class Job:
         """The checksum of the transformation."""
         return self.request.checksum
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The checksums of its pins."""
+        pins = self.request.transformation.items()
+        return frozenset(pin[2] for name, pin in pins if not name.startswith("__"))
+
 
 class JobTable:
     """All jobs that callers wait for, the order of the queue, and how the last ones ended."""

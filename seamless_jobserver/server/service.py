@@ -281,7 +281,8 @@ class Service:
     def _dispatch(self) -> None:
         """Give queued jobs to idle slots, oldest first, until one of the two runs out."""
         while self._slots is not None:
-            job, slot = self._table.next_queued(), self._slots.idle()
+            job = self._table.next_queued()
+            slot = None if job is None else self._slots.idle(job.inputs)
             if job is None or slot is None:
                 return
             path = self.output.new_path()

@@ -65,6 +65,7 @@ class Slot:
     """One place for one job at a time. `Slots` keeps it for as long as the server lives.
 
     `problem` says why no worker could be started here, the last time that this was tried.
+    `holdings` are the checksums of the large inputs that its worker keeps from earlier jobs.
     """
 
     def __init__(self, number: int) -> None:
@@ -72,6 +73,7 @@ class Slot:
         self.state = SlotState.STARTING
         self.failed_starts = 0
         self.problem: str | None = None
+        self.holdings: frozenset[str] = frozenset()
         self.worker: Worker | None = None
         self._last_name = ""
 
@@ -92,7 +94,10 @@ class Slot:
         if self.state is not SlotState.BUSY or worker is None:
             raise WorkerGone
         try:
-            return await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
+            outcome = await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
+            if outcome.holdings is not None:
+                self.holdings = frozenset(outcome.holdings)
+            return outcome
         except WorkerGone:
             self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise
@@ -220,12 +225,13 @@ class Slots:
         """Every slot, by number."""
         return tuple(self._slots)
 
-    def idle(self) -> Slot | None:
-        """Return a slot that can take a job now, or None."""
-        for slot in self._slots:
-            if slot.state is SlotState.IDLE:
-                return slot
-        return None
+    def idle(self, inputs: frozenset[str] = frozenset()) -> Slot | None:
+        """Return a slot that can take a job now, or None.
+
+        Of several, that which holds most of the large ones among the job's `inputs`, by checksum.
+        """
+        idle = [slot for slot in self._slots if slot.state is SlotState.IDLE]
+        return max(idle, key=lambda slot: len(slot.holdings & inputs), default=None)
 
     async def close(self, timeout: float) -> None:
         """End every worker: those that are idle by themselves within `timeout` seconds."""
@@ -295,6 +301,7 @@ class Slots:
 
     async def _bury(self, slot: Slot) -> None:
         worker, slot.worker = slot.worker, None
+        slot.holdings = frozenset()
         if worker is None:
             return
         worker.kill()

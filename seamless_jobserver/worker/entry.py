@@ -132,6 +132,7 @@ class _Worker:
             outcome,
             retire=self._surroundings.restore(self._staging.kept),
             traffic=self._staging.take_traffic(),
+            holdings=self._staging.news_of_large(),
         )
 
     def _enter(self, phase: Phase) -> None:

@@ -16,6 +16,8 @@ import seamless
 
 _OVERHEAD: Final = 400
 """Bytes that a kept buffer costs beyond its content: objects, dict entries, hexadecimal digits."""
+LARGE: Final = 2**20
+"""Bytes from which on it is worth it to run a job where its input is kept."""
 MOST: Final = 10_000
 """Buffers, however small. The collector runs after each job, and passes over these in 0.2 ms."""
 
@@ -28,9 +30,11 @@ class InputCache:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()  # over both fields below
+        self._lock = threading.Lock()  # over the fields below
         self._contents: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
+        self._large: set[str] = set()
+        self._large_told: set[str] | None = None
 
     @property
     def size(self) -> int:
@@ -58,6 +62,8 @@ class InputCache:
                 return
             self._contents[checksum] = content
             self._size += len(content) + _OVERHEAD
+            if len(content) >= LARGE:
+                self._large.add(checksum)
             while self._size > self._limit or len(self._contents) > MOST:
                 oldest = next(iter(self._contents))
                 self._drop(oldest)
@@ -68,10 +74,14 @@ class InputCache:
             if checksum in self._contents:
                 self._drop(checksum)
 
-    def holdings(self, least: int) -> frozenset[str]:
-        """Return the checksums of the kept buffers that have at least so many bytes."""
+    def news_of_large(self) -> list[str] | None:
+        """Return the checksums of the large buffers that are kept, or None if that is no news."""
         with self._lock:
-            return frozenset(name for name, one in self._contents.items() if len(one) >= least)
+            if self._large == self._large_told:
+                return None
+            self._large_told = set(self._large)
+            return sorted(self._large)
 
     def _drop(self, checksum: str) -> None:
         self._size -= len(self._contents.pop(checksum)) + _OVERHEAD
+        self._large.discard(checksum)

@@ -155,6 +155,10 @@ class Staging:
         """Bytes of inputs that are kept from job to job."""
         return self._nearby.cache.size
 
+    def news_of_large(self) -> list[str] | None:
+        """Return what `InputCache.news_of_large` does."""
+        return self._nearby.cache.news_of_large()
+
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
