@@ -114,7 +114,7 @@ class _Worker:
 
         try:
             with self._capture.to_file(output_path):
-                outcome = apart(
+                ended = apart(
                     self._execution.execute,
                     request,
                     input_timeout,
@@ -122,15 +122,21 @@ class _Worker:
                     self._enter,
                     self._progress.call,
                 )
+                retire = self._surroundings.restore(self._staging.kept)
+                outcome = ended()
+                if retire is not None:
+                    # What the job left behind may only have needed that moment to end.
+                    retire = self._surroundings.restore(self._staging.kept)
         except OSError as error:
             outcome = Outcome(
                 Ending.LOST,
                 message=f"The job's output file {output_path} cannot be written: {error}. "
                 "Is the disk for temporary files full?\n",
             )
+            retire = self._surroundings.restore(self._staging.kept)
         return dataclasses.replace(
             outcome,
-            retire=self._surroundings.restore(self._staging.kept),
+            retire=retire,
             traffic=self._staging.take_traffic(),
             holdings=self._staging.news_of_large(),
         )

@@ -3,11 +3,12 @@
 The result is written to the store and confirmed before the outcome is returned, so no result is
 ever reported that a crash a moment later could lose. `run_transformation_dict` is therefore asked
 to keep the result's buffer to itself (``scratch=True``) instead of handing it to Seamless's
-background writer.
+background writer. Storing takes longer than anything else in a small job: it is begun here, and
+while the store works the worker puts in order what the job has changed.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from seamless import Buffer, CacheMissError, Checksum
 from seamless.caching.buffer_cache import get_buffer_cache
@@ -37,6 +38,14 @@ from seamless_jobserver.worker.staging import (
     held_leaves,
 )
 
+Ended = Callable[[], Outcome]
+"""Waits until the result is safe, and says how the job ended. Does not raise; call it once."""
+
+_ENDINGS: Final = {
+    InputMissing: Ending.INPUT_MISSING,
+    InputUndelivered: Ending.INPUT_UNDELIVERED,
+    StoreUnavailable: Ending.STORE_FAILED,
+}
 _UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
 
 
@@ -54,55 +63,62 @@ class Execution:
         meter: Meter,
         enter: Callable[[Phase], None],
         call: Callable[[str], None],
-    ) -> Outcome:
-        """Run the transformation of `request` and return how it ended. Never raises.
+    ) -> Ended:
+        """Run the transformation of `request` and begin to store its result. Never raises.
 
         `input_timeout` is in seconds; `enter` is called as each phase of the job begins, `call`
         with what a person would call the job, as soon as that is known.
         """
         measurement = meter.start(self._staging.kept)
-
-        def ended(ending: Ending, message: str) -> Outcome:
-            return Outcome(ending, message=message, runtime=measurement.finish())
-
         try:
-            return self.run_and_store(request, input_timeout, measurement, enter, call)
-        except InputMissing as error:
-            return ended(Ending.INPUT_MISSING, str(error))
-        except InputUndelivered as error:
-            return ended(Ending.INPUT_UNDELIVERED, str(error))
-        except StoreUnavailable as error:
-            return ended(Ending.STORE_FAILED, str(error))
-        except RecordBucketError as error:
-            return ended(Ending.FAILED, f"{error}\n")
-        except CacheMissError as error:
-            return ended(Ending.INPUT_MISSING, _describe_cache_miss(error, request))
+            stored = self._run(request, input_timeout, measurement, enter, call)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            return ended(Ending.FAILED, failure.describe(error, _language(request)))
+            ending, message = _explain(error, request)
+            failed = Outcome(ending, message=message, runtime=measurement.finish())
+            return lambda: failed
         finally:
             end_loops()
             let_go()
+
+        def wait() -> Outcome:
+            try:
+                return stored()
+            except Exception as error:  # noqa: BLE001 - it becomes the outcome
+                ending, message = _explain(error, request)
+                return Outcome(ending, message=message, runtime=measurement.finish())
+
+        return wait
 
     def run_and_store(
         self,
         request: RunRequest,
         input_timeout: float,
-        measurement: Measurement | ThreadMeasurement,
-        enter: Callable[[Phase], None] = lambda _phase: None,
-        call: Callable[[str], None] = lambda _name: None,
+        measurement: ThreadMeasurement,
     ) -> Outcome:
         """Run a transformation, store its result, and return the outcome of a success.
 
         Raises whatever the job's code raises, and `InputMissing`, `InputUndelivered`,
         `StoreUnavailable` and Seamless's own errors.
         """
+        return self._run(request, input_timeout, measurement)()
+
+    def _run(
+        self,
+        request: RunRequest,
+        input_timeout: float,
+        measurement: Measurement | ThreadMeasurement,
+        enter: Callable[[Phase], None] = lambda _phase: None,
+        call: Callable[[str], None] = lambda _name: None,
+    ) -> Ended:
+        """Run a transformation and begin to store its result; raises as `run_and_store` does."""
         if not request.scratch and not buffer_remote.has_write_server():
             # Found out before the work, not after it.
             raise StoreUnavailable(NO_STORE)
         kept = None if request.scratch else self._safekeeping.find(request)
         if kept is not None:
             enter(Phase.STORING)
-            return self._safekeeping.deliver(kept, self._staging)
+            delivered = self._safekeeping.deliver(kept, self._staging)
+            return lambda: delivered
         enter(Phase.FETCHING)
         inputs = self._staging.fetch(
             needs(request.transformation, request.dunder),
@@ -124,27 +140,37 @@ class Execution:
             # Compiled code is given pointers, and can write where Python could not.
             self._staging.forget(inputs)
         if parse_remote_job_written(result) is not None:
-            return Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
+            written = Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
+            return lambda: written
         checksum = Checksum(result)
         del inputs  # their memory is free for the result's way out
         enter(Phase.STORING)
         itself = _own_buffer(request)
         remark = _UNKNOWN_DICT if itself is None else None
-        if not request.scratch:
-            self._store(request, checksum, itself, runtime)
-        return Outcome(
+        outcome = Outcome(
             Ending.RESULT,
             result_checksum=checksum.hex(),
             runtime={**runtime, **record.compilation_runtime(request, self._staging)},
             extra=record.answer_fields(request, probes, self._staging),
             remark=remark,
         )
+        if request.scratch:
+            return lambda: outcome
+        # Last: nothing may come between the beginning of it and the wait for its end.
+        stored = self._begin_to_store(request, checksum, itself, runtime)
 
-    def _store(
+        def wait() -> Outcome:
+            stored()
+            return outcome
+
+        return wait
+
+    def _begin_to_store(
         self, request: RunRequest, result: Checksum, itself: Buffer | None, runtime: dict[str, Any]
-    ) -> None:
-        """Store a result with all that belongs to it, or keep it safe and raise StoreUnavailable.
+    ) -> Callable[[], None]:
+        """Begin to store a result with all that belongs to it.
 
+        Returns what waits until that is confirmed, or keeps it safe and raises StoreUnavailable.
         The transformation's own buffer comes along (`itself`): its client can lose it, and then
         nobody could say what the result is the result of.
         """
@@ -155,13 +181,37 @@ class Execution:
         wholes = [one for one in (itself, buffer) if one is not None]
         if buffer is not None and is_deep_celltype(request.transformation["__output__"][1]):
             parts = held_leaves(buffer.get_value("plain"))
+
+        def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
+            advice = self._safekeeping.keep(request, result, [*parts, *wholes], runtime)
+            return StoreUnavailable(f"{error}{advice}")
+
         try:
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
-            self._staging.store(wholes)
+            begun = self._staging.begin_to_store(wholes)
         except StoreUnavailable as error:
-            advice = self._safekeeping.keep(request, result, [*parts, *wholes], runtime)
-            raise StoreUnavailable(f"{error}{advice}") from error
+            raise keep_safe(error) from error
+
+        def wait() -> None:
+            try:
+                begun()
+            except StoreUnavailable as error:
+                raise keep_safe(error) from error
+
+        return wait
+
+
+def _explain(error: BaseException, request: RunRequest) -> tuple[Ending, str]:
+    """Return what an exception means for a job, and what its callers are told."""
+    if isinstance(error, CacheMissError):
+        return Ending.INPUT_MISSING, _describe_cache_miss(error, request)
+    for kind, ending in _ENDINGS.items():
+        if isinstance(error, kind):
+            return ending, str(error)
+    if isinstance(error, RecordBucketError):
+        return Ending.FAILED, f"{error}\n"
+    return Ending.FAILED, failure.describe(error, _language(request))
 
 
 def _own_buffer(request: RunRequest) -> Buffer | None:

@@ -125,10 +125,20 @@ class Staging:
 
         Empty ones are left out: Seamless knows them by their checksum. Raises `StoreUnavailable`.
         """
+        self.begin_to_store(buffers)()
+
+    def begin_to_store(self, buffers: list[seamless.Buffer]) -> Callable[[], None]:
+        """Begin what `store` does; return what waits for its end, and must be called."""
         wanted = self._not_there([buffer for buffer in buffers if len(buffer)])
-        if wanted:
-            self.call(_together([self._store(buffer) for buffer in wanted]))
+        if not wanted:
+            return lambda: None
+        under_way = self._begin(_together([self._store(buffer) for buffer in wanted]))
+
+        def wait() -> None:
+            under_way()
             self._count(Traffic(stored=sum(map(len, wanted))))
+
+        return wait
 
     def _not_there(self, buffers: list[seamless.Buffer]) -> list[seamless.Buffer]:
         """Leave out what lies whole in the store's own folder, such as most transformations."""
@@ -165,11 +175,18 @@ class Staging:
 
     def call(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the staging loop, with its open connections, and wait for it."""
+        return self._begin(work)()
+
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError as error:
-            raise StoreUnavailable("the transfer was cut off") from error
+
+        def wait() -> Result:
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError as error:
+                raise StoreUnavailable("the transfer was cut off") from error
+
+        return wait
 
     async def _store(self, buffer: seamless.Buffer) -> None:
         checksum = buffer.get_checksum()
