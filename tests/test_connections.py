@@ -21,7 +21,9 @@ GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 # Sent first -> the status that it gets, or None for a connection that is closed in silence.
 BAD_STARTS = {
     b"GET /\r\n\r\n": 400,
+    b"GET /\r\n": 400,  # HTTP/0.9: nothing more will come
     b"GET / HTTP/1.1\nHost: x\n\n": 400,
+    b"GET / HTTP/1.1\r\nHost: x\n": 400,
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n": 400,  # the start of TLS
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": 505,
     b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n": 414,
@@ -48,6 +50,14 @@ class HangingUp(unittest.TestCase):
                 self.assertFalse(connection._hung_up(ours))
                 theirs.close()
                 self.assertTrue(connection._hung_up(ours))
+
+    def test_it_is_noticed_behind_bytes_that_nobody_has_read(self):
+        ours, theirs = socket.socketpair()
+        with ours:
+            theirs.sendall(b"more")
+            self.assertFalse(connection._hung_up(ours))
+            theirs.close()
+            self.assertTrue(connection._hung_up(ours))
 
 
 class Connections(unittest.TestCase):

@@ -193,11 +193,10 @@ class Connection:
                 block = bytes(memoryview(self._buffer)[:end])
                 del self._buffer[: end + 4]
                 return block
+            http1.check_beginning(self._buffer, searched)
             searched = len(self._buffer)
             if searched > http1.MAX_HEAD:
                 raise http1.MalformedMessage("a head without an end", status=431)
-            if b"\n" in self._buffer and b"\r\n" not in self._buffer:
-                raise http1.MalformedMessage("a line that does not end in CR LF")
             self._receive(deadline)
 
     def _receive(self, deadline: float) -> None:
@@ -306,10 +305,14 @@ class Connection:
 
 def _hung_up(connection: socket.socket) -> bool:
     """Whether the peer has closed its side, without taking any byte that it has sent."""
-    # Not select(), which knows no descriptors above 1023.
+    # Not select(), which knows no descriptors above 1023. And POLLRDHUP (poll(2), Linux) beside
+    # POLLIN: a client may have sent more before it went.
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    if not poll.poll(0):
+    poll.register(connection, select.POLLIN | select.POLLRDHUP)
+    events = dict(poll.poll(0)).get(connection.fileno(), 0)
+    if events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
+        return True
+    if not events:
         return False
     try:
         return not connection.recv(1, socket.MSG_PEEK)
