@@ -94,12 +94,26 @@ def has_children() -> bool:
     return True
 
 
-def reap(pid: int) -> None:
-    """Collect the exit status of a child that was killed; one that is no child is left alone."""
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        return
+def reap(pid: int, limit: float) -> bool:
+    """Collect the exit status of a child that was killed, when it ends within `limit` seconds.
+
+    Returns whether it is gone. One that is no child is left alone, and counts as gone.
+    """
+    # Here, because the guardian runs this file too and does without them.
+    import threading
+    import time
+
+    deadline = time.monotonic() + limit
+    pause = threading.Event()  # never set: it is waited for, with a limit
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        pause.wait(0.005)
 
 
 def kill_tree(root: ProcessId, *, spare_root: bool = False) -> set[int]:

@@ -1,6 +1,7 @@
 """Connections: framing over a real socket, deadlines, interim answers, and their end."""
 
 import contextlib
+import dataclasses
 import os
 import resource
 import socket
@@ -106,6 +107,30 @@ class Connections(unittest.TestCase):
                 self.assertTrue(received.startswith(b"HTTP/1.1 %d " % status), received[:80])
                 self.assertEqual(received.count(b"Content-Length: "), 1)
                 self.assertIn(b"Connection: close\r\n", received)
+
+    def test_an_answer_that_finds_its_client_gone_is_reported(self):
+        unheard, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+        def answer(_head, _body, _waiting):
+            leave.set()
+            left.wait(20)
+            return dataclasses.replace(text_response(200, "done"), unheard=unheard.set)
+
+        self.answer = answer
+        peer = self.connect()
+        peer.sendall(GET)
+        self.assertTrue(leave.wait(20))
+        peer.close()
+        left.set()
+        self.assertTrue(unheard.wait(20))
+
+    def test_an_answer_that_is_taken_is_not_reported(self):
+        unheard = threading.Event()
+        self.answer = lambda *_: dataclasses.replace(text_response(200, "x"), unheard=unheard.set)
+        peer = self.connect()
+        peer.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        self.assertTrue(self.read_all(peer).endswith(b"x"))
+        self.assertFalse(unheard.is_set())
 
     def test_a_body_is_read_in_however_many_pieces_it_comes(self):
         peer = self.connect()

@@ -139,7 +139,9 @@ class Connection:
                 response = answer(head, body, self._wait)
                 mark.counts = not response.watching
                 keep_alive = head.keep_alive and not self._terms.closing()
-                if response.stream is None or head.method == "HEAD":
+                if response.unheard is not None:
+                    self._deliver(response, response.unheard, keep_alive, head.method == "HEAD")
+                elif response.stream is None or head.method == "HEAD":
                     self._write(response, keep_alive, head_only=head.method == "HEAD")
                 else:
                     chunked = head.version >= (1, 1)
@@ -244,6 +246,19 @@ class Connection:
         )
         self.socket.settimeout(WRITE_LIMIT)
         self.socket.sendall(message)
+
+    def _deliver(
+        self, response: Response, unheard: Callable[[], object], keep_alive: bool, head_only: bool
+    ) -> None:
+        """Write an answer that matters to others too if this client is not there to hear it."""
+        try:
+            # It is looked for once a second only, and may have gone since.
+            if self._client_gone():
+                raise ClientGone("it closed the connection just before its job had ended")
+            self._write(response, keep_alive, head_only)
+        except (OSError, ClientGone):
+            unheard()
+            raise
 
     def _stream(
         self, response: Response, parts: Iterator[bytes], keep_alive: bool, chunked: bool

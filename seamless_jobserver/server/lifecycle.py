@@ -271,7 +271,7 @@ def _make_slots(
     output: JobOutput,
     interrupts: "queue.SimpleQueue[Reason]",
     freed: Callable[[], None],
-    buried: Callable[[int], None],
+    buried: Callable[[int, str | None], None],
 ) -> Slots:
     def exhausted(cause: str) -> None:
         interrupts.put(Reason(f"no worker can be started: {cause}", failure=True))

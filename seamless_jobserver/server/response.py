@@ -1,7 +1,7 @@
 """Answers, before they are written to a connection."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ class Response:
 
     With a `stream` the body is what that yields, as it comes; it yields an empty part when it only
     waits. `watching` marks the answer to somebody who only looks on: it does not keep an unused
-    server alive.
+    server alive. `unheard` is called when the client turns out to have gone before its answer.
     """
 
     status: int
@@ -20,6 +20,7 @@ class Response:
     fields: dict[str, str] = field(default_factory=dict)
     stream: Generator[bytes, None, None] | None = None
     watching: bool = False
+    unheard: Callable[[], object] | None = None
 
 
 def text_response(status: int, text: str, **fields: str) -> Response:

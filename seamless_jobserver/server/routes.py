@@ -6,6 +6,8 @@ connection that asked; the service is asked through the bridge.
 """
 
 import concurrent.futures
+import dataclasses
+import functools
 import hmac
 import json
 from collections.abc import Callable, Coroutine
@@ -116,7 +118,8 @@ class Routes:
         body: bytes,
         waiting: Callable[[], float],
     ) -> Response:
-        future = self._bridge.submit(run(parse_run_request(body)))
+        request = parse_run_request(body)
+        future = self._bridge.submit(run(request))
         try:
             while True:
                 pause = waiting()
@@ -124,11 +127,20 @@ class Routes:
                     outcome = future.result(timeout=pause)
                 except concurrent.futures.TimeoutError:
                     continue
-                if isinstance(outcome, int):
-                    return json_response({"host": outcome}, status=202)
-                return _outcome_response(outcome)
-        finally:
-            future.cancel()
+                break
+        except BaseException:
+            # The client has gone, or we end. The job may have ended at this very moment.
+            if not future.cancel() and future.exception() is None:
+                self._note_unheard(request, future.result())
+            raise
+        if isinstance(outcome, int):
+            return json_response({"host": outcome}, status=202)
+        unheard = functools.partial(self._note_unheard, request, outcome)
+        return dataclasses.replace(_outcome_response(outcome), unheard=unheard)
+
+    def _note_unheard(self, request: RunRequest, outcome: Outcome | int) -> None:
+        if isinstance(outcome, Outcome):
+            self._bridge.submit(self._service.note_unheard(request, outcome))
 
     def _check_store(self) -> Response:
         future = self._bridge.submit(self._service.check_store())
