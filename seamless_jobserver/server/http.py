@@ -95,12 +95,26 @@ class JobHTTPServer(ThreadingHTTPServer):
         )
         self._acceptor.start()
 
+    def suspend(self) -> None:
+        """Accept what has come so far and nothing more, until `start` is called again."""
+        self._stop_acceptor()
+        self.accept_waiting()
+
+    def accept_waiting(self) -> int:
+        """Accept the connections that wait in the backlog, while `suspend`ed; return how many."""
+        before = self.counts[1]
+        self.timeout = 0  # for `handle_request`, which then accepts one that is there, or none
+        for _ in range(BACKLOG):
+            accepted = self.counts[1]
+            self.handle_request()
+            if self.counts[1] == accepted:
+                break
+        return self.counts[1] - before
+
     def stop_accepting(self) -> None:
         """Close the listening socket; connections that are open go on."""
         self._closing = True
-        if self._acceptor is not None:
-            self.shutdown()
-            self._acceptor.join()
+        self._stop_acceptor()
         self.server_close()
 
     def close(self, timeout: float) -> int:
@@ -171,6 +185,12 @@ class JobHTTPServer(ThreadingHTTPServer):
             with self._lock:
                 self._connections.pop(threading.current_thread(), None)
             self._room.release()
+
+    def _stop_acceptor(self) -> None:
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None:
+            self.shutdown()
+            acceptor.join()
 
     def _count_refusal(self) -> None:
         with self._lock:
