@@ -310,6 +310,23 @@ class Reclaiming(Faults):
             answer.result(PATIENCE)
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=5, b=4))), 9)
 
+    def test_a_job_that_ends_by_itself_when_it_is_asked_to_does_not_take_the_next_along(self):
+        server = self.start("--reclaim-canceled")
+        rest = "    import signal\n    signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        rest += TRACE.format(path=str(self.trace))
+        rest += f"    while not os.path.exists({str(self.gate)!r}): time.sleep(0.01)\n    return a\n"
+        request = self.traced(rest)
+        following = self.store.request(ADD, a=7, b=8)
+        with ThreadPoolExecutor(2) as callers:
+            canceled = callers.submit(server.run, request)
+            self.await_run(2)
+            other = callers.submit(server.run, following)
+            wait_until(lambda: server.log.count("received from a caller") == 2, "it is queued")
+            server.cancel(request["tf_checksum"])
+            self.gate.touch()
+            self.assertIn("canceled", canceled.result(PATIENCE).text)
+            self.assertEqual(self.value(other.result(PATIENCE)), 15)
+
     def test_nested_jobs_end_with_the_job_that_asked_for_them(self):
         server = self.start("--reclaim-canceled", workers=2)
         pids = self.home / "pids"
