@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from seamless_jobserver.processtree import ProcessId
+from seamless_jobserver.server.workers import TERMINATION_LIMIT
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
@@ -314,9 +315,15 @@ class Reclaiming(Faults):
         server = self.start("--reclaim-canceled")
         rest = "    import signal\n    signal.signal(signal.SIGTERM, lambda *_: None)\n"
         rest += TRACE.format(path=str(self.trace))
-        rest += f"    while not os.path.exists({str(self.gate)!r}): time.sleep(0.01)\n    return a\n"
+        rest += (
+            f"    while not os.path.exists({str(self.gate)!r}): time.sleep(0.01)\n    return a\n"
+        )
         request = self.traced(rest)
-        following = self.store.request(ADD, a=7, b=8)
+        # It goes on for longer than a worker is given between SIGTERM and SIGKILL.
+        lasting = (
+            f"def f(a):\n    import time\n    time.sleep({TERMINATION_LIMIT + 1})\n    return a\n"
+        )
+        following = self.store.request(lasting, a=15)
         with ThreadPoolExecutor(2) as callers:
             canceled = callers.submit(server.run, request)
             self.await_run(2)
