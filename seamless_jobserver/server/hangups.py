@@ -2,8 +2,8 @@
 
 A thread that waits for a job's end cannot see what becomes of its connection. If each looked now
 and then, a thousand waiting callers would cost a twentieth of a processor, and a client that has
-gone would be noticed late. Here one thread, "jobserver-hangups", waits for the kernel to tell of any
-(epoll(7), EPOLLRDHUP), and wakes the thread whose client it is.
+gone would be noticed late. Here one thread, "jobserver-hangups", waits for the kernel to tell of
+any (epoll(7), EPOLLRDHUP), and wakes the thread whose client it is.
 
 A wake-up only says "look": when a descriptor is closed and used again at the same moment, it can
 reach the thread that has the number now.
