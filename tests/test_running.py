@@ -431,9 +431,22 @@ class Queue(OnAStore):
 
 class Survival(OnAStore):
     def test_a_running_job_is_activity(self):
-        server = self.start("--timeout", "0.5")
-        code = "def f(a):\n    import time\n    time.sleep(2)\n    return a\n"
-        self.assertEqual(self.value(server.run(self.store.request(code, a=8))), 8)
+        gate = self.directory / "activity"
+        code = (
+            "def f(path):\n    import os, time\n"
+            "    while not os.path.exists(path): time.sleep(0.01)\n    return 8\n"
+        )
+        request = self.store.request(code, path=str(gate))
+        server = self.start("--timeout", "2")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            try:
+                wait_until(lambda: ": received" in server.log, "it has arrived")
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    server.process.wait(3.5)
+            finally:
+                gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 8)
         self.assertEqual(server.process.wait(PATIENCE), 0)
 
     def test_killing_everything_right_after_an_answer_loses_no_result(self):

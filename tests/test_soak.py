@@ -53,9 +53,9 @@ GROWTH = {
     "shared memory": 0,
 }
 # A mount namespace in which shared memory is the server's alone; the process keeps its id.
-ALONE = '''#!/bin/sh
+ALONE = """#!/bin/sh
 exec unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@"' {command} "$@"
-'''
+"""
 # What Python's multiprocessing makes there, for where it cannot be had alone.
 OF_PYTHON = re.compile(r"(sem\.mp-|psm_)")
 
