@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import os
-import resource
+import select
 import socket
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -15,7 +16,8 @@ from seamless_jobserver.server.connection import ClientGone
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
-from tests.stack import wait_until
+from tests.machine import allow_open_files
+from tests.stack import PATIENCE, wait_until
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -39,9 +41,7 @@ BAD_STARTS = {
 
 class HangingUp(unittest.TestCase):
     def test_it_is_noticed_on_descriptors_of_any_number(self):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        allow_open_files(self, 4096)
         with contextlib.ExitStack() as stack:
             for _ in range(1100):
                 stack.enter_context(open(os.devnull))
@@ -150,6 +150,24 @@ class Connections(unittest.TestCase):
                 peer = self.connect()
                 peer.sendall(start)
                 self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
+
+    def test_a_request_of_which_something_goes_on_coming_is_cut_off_all_the_same(self):
+        # Beginnings to which any number of these bytes may be added.
+        head = GET[:-2] + b"X: "
+        body = GET[:-2] + b"Content-Length: 1000000\r\n\r\n"
+        with mock.patch.object(connection, "REQUEST_LIMIT", 0.5):
+            for start in (head, body):
+                with self.subTest(start):
+                    peer = self.connect()
+                    peer.sendall(start)
+                    until = time.monotonic() + PATIENCE
+                    sent = 0
+                    while not select.select([peer], [], [], 0.02)[0]:
+                        self.assertLess(time.monotonic(), until, "it is not cut off")
+                        peer.sendall(b"x")
+                        sent += 1
+                    self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
+                    self.assertGreater(sent, 1)
 
     def test_an_idle_connection_is_closed_after_a_while(self):
         with mock.patch.object(connection, "IDLE_LIMIT", 0.2):

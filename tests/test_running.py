@@ -117,15 +117,21 @@ class Results(OnAStore):
         self.assertFalse(self.store.holds(answer.json["result_checksum"]))
 
     def test_concurrent_requests_for_one_transformation_share_one_run(self):
-        trace = self.directory / "trace"
+        trace, gate = self.directory / "trace", self.directory / "trace-gate"
         code = (
-            "def f(path):\n    import time\n    open(path, 'a').write('x')\n"
-            "    time.sleep(1)\n    return 'once'\n"
+            "def f(path):\n    import os, time\n    open(path, 'a').write('x')\n"
+            "    while not os.path.exists(path + '-gate'): time.sleep(0.01)\n    return 'once'\n"
         )
         request = self.store.request(code, path=str(trace))
+        joined = f"{request['tf_checksum'][:12]}: joined by a caller"
         with ThreadPoolExecutor(5) as callers:
-            answers = list(callers.map(lambda _: self.server.run(request), range(5)))
-        self.assertEqual({self.result(answer) for answer in answers}, {b'"once"\n'})
+            answers = [callers.submit(self.server.run, request) for _ in range(5)]
+            try:
+                wait_until(lambda: self.server.log.count(joined) == 4, "all five are there")
+            finally:
+                gate.touch()
+            results = {self.result(answer.result(PATIENCE)) for answer in answers}
+        self.assertEqual(results, {b'"once"\n'})
         self.assertEqual(trace.read_text(), "x")
 
     def test_an_upload_by_somebody_else_that_breaks_off_costs_nothing(self):
@@ -425,9 +431,22 @@ class Queue(OnAStore):
 
 class Survival(OnAStore):
     def test_a_running_job_is_activity(self):
-        server = self.start("--timeout", "0.5")
-        code = "def f(a):\n    import time\n    time.sleep(2)\n    return a\n"
-        self.assertEqual(self.value(server.run(self.store.request(code, a=8))), 8)
+        gate = self.directory / "activity"
+        code = (
+            "def f(path):\n    import os, time\n"
+            "    while not os.path.exists(path): time.sleep(0.01)\n    return 8\n"
+        )
+        request = self.store.request(code, path=str(gate))
+        server = self.start("--timeout", "2")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            try:
+                wait_until(lambda: ": received" in server.log, "it has arrived")
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    server.process.wait(3.5)
+            finally:
+                gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 8)
         self.assertEqual(server.process.wait(PATIENCE), 0)
 
     def test_killing_everything_right_after_an_answer_loses_no_result(self):

@@ -233,18 +233,22 @@ class Metadata(OnAStore):
         self.small()
 
 
+# Each nested job leaves the number of its process, and waits until there are so many processes.
 FAN_OUT = """
-def f(n, tag):
+def f(n, tag, place, processes):
     import os
     from seamless.transformer import delayed
 
     @delayed
-    def nap(i, tag):
+    def meet(i, tag, place, processes):
         import os, time
-        time.sleep(0.5)
+        open(os.path.join(place, str(os.getpid())), "w").close()
+        deadline = time.monotonic() + 20
+        while len(os.listdir(place)) < processes and time.monotonic() < deadline:
+            time.sleep(0.01)
         return [i, os.getpid()]
 
-    transformations = [nap(i, tag) for i in range(n)]
+    transformations = [meet(i, tag, place, processes) for i in range(n)]
     for transformation in transformations:
         transformation.start()
     return [transformation.run() for transformation in transformations] + [[-1, os.getpid()]]
@@ -294,13 +298,21 @@ class Nested(OnAStore):
         wait_until(lambda: server.log.count("is ready") == workers, "all workers are ready")
         return server
 
+    def fan_out(self, tag, processes):
+        """Return a request for a job with 8 nested ones, which meet in so many processes."""
+        place = self.directory / f"meeting-{processes}"
+        place.mkdir(exist_ok=True)
+        return self.store.request(
+            FAN_OUT, output="plain", n=8, tag=tag, place=str(place), processes=processes
+        )
+
     def check_not_retired(self, server):
         self.assertNotIn("is replaced", server.log)
         self.assertNotIn("Traceback", server.log)
 
     def test_a_fan_out_uses_the_free_slots_and_its_own_process_for_the_rest(self):
         server = self.ready(4)
-        request = self.store.request(FAN_OUT, output="plain", n=8, tag="four")
+        request = self.fan_out("four", 4)
         result = self.value(server.run(request))
         self.assertEqual([index for index, _ in result], [*range(8), -1])
         self.assertEqual(len({pid for _, pid in result}), 4)
@@ -357,9 +369,7 @@ class Nested(OnAStore):
         from concurrent.futures import ThreadPoolExecutor
 
         server = self.ready(2)
-        requests = [
-            self.store.request(FAN_OUT, output="plain", n=8, tag=f"tag {n}") for n in range(16)
-        ]
+        requests = [self.fan_out(f"tag {n}", 2) for n in range(16)]
         with ThreadPoolExecutor(16) as callers:
             for answer in callers.map(server.run, requests):
                 self.assertEqual([index for index, _ in self.value(answer)], [*range(8), -1])
