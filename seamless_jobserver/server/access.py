@@ -99,7 +99,14 @@ class Gate:
     def admit(self, connection: socket.socket) -> Standing:
         """Return what is known of a new connection. Raises `Refused`, or OSError."""
         end = peer.Endpoint.of(connection.getpeername())
-        if peer.is_local(end.address, end.scope):
+        try:
+            local = peer.is_local(end.address, end.scope)
+        except peer.Unknown:
+            raise Refused(
+                "403: It cannot be found out at the moment where this connection comes from, so "
+                "it is refused."
+            ) from None
+        if local:
             if self._rules.any_user:
                 return Standing.ADMITTED
             self._check_user(connection)

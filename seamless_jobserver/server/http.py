@@ -23,7 +23,9 @@ BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
 _DESCRIPTORS: Final = 256
-"""Open files that the server needs beside those for its connections."""
+"""Open files that the server needs beside those for its connections and its workers."""
+_PER_WORKER: Final = 12
+"""Open files for each worker: pipes and semaphores of its executor, and what it has printed."""
 
 _log = logging.getLogger(__name__)
 
@@ -185,10 +187,14 @@ class JobHTTPServer(ThreadingHTTPServer):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def allow_connections(count: int) -> int:
-    """Raise the limit on open files for `count` connections; return what it was before."""
+def allow_connections(count: int, workers: int) -> int:
+    """Raise the limit on open files for `count` connections and the workers.
+
+    Returns what it was before.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _DESCRIPTORS
+    others = _DESCRIPTORS + _PER_WORKER * workers
+    wanted = count + others
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
@@ -198,6 +204,6 @@ def allow_connections(count: int) -> int:
                 "--max-connections %d",
                 allowed,
                 count,
-                max(1, allowed - _DESCRIPTORS),
+                max(1, allowed - others),
             )
     return soft

@@ -168,7 +168,7 @@ def _serve(
         password = secrets.token_urlsafe(32)
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
-        open_files = allow_connections(settings.max_connections)
+        open_files = allow_connections(settings.max_connections, settings.workers)
         gate = Gate(_access_rules(settings))
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
