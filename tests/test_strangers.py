@@ -17,8 +17,11 @@ from unittest import mock
 
 from seamless_jobserver.server import peer
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
-from tests.stack import PATIENCE
-from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask
+from seamless_jobserver.server.http import JobHTTPServer
+from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.response import text_response
+from tests.stack import PATIENCE, wait_until
+from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic
 
 
 def status_of(address, port):
@@ -67,6 +70,7 @@ class Exhaustion(Served):
             subprocess.run, ["ip", "addr", "del", f"{address}/32", "dev", "lo"], check=True
         )
         server = self.start("--host", "0.0.0.0")
+        wait_until(lambda: "is ready" in server.log, "no worker is being started any more")
         pid = server.process.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         self.assertEqual(ask(address, server.port), (200, "OK"))
@@ -95,4 +99,89 @@ def short(function, *arguments):
         return function(*arguments)
 
 
-del Served  # it is no test itself
+class InProcess(unittest.TestCase):
+    """A server in this process, which asks everybody for a password."""
+
+    RULES = AccessRules(any_user=True, password=b"sesame")
+    MOST = 20
+    MAX_BODY = 1000
+
+    def setUp(self):
+        self.answer = lambda head, body, waiting: text_response(200, f"{head.target} {len(body)}")
+        self.activity = Activity()
+        self.server = JobHTTPServer(
+            socket.AF_INET,
+            ("127.0.0.1", 0),
+            lambda *args: self.answer(*args),
+            self.activity,
+            gate=Gate(self.RULES),
+            tls=None,
+            max_connections=self.MOST,
+            max_body=self.MAX_BODY,
+        )
+        self.server.start()
+        self.addCleanup(self.close)
+
+    def close(self):
+        self.server.stop_accepting()
+        self.assertEqual(self.server.close(5.0), 0)
+
+    def connect(self):
+        client = socket.create_connection(("127.0.0.1", self.server.port), timeout=PATIENCE)
+        self.addCleanup(client.close)
+        return client
+
+    def converse(self, data):
+        """Send `data` and return all that comes back until the server closes."""
+        client = self.connect()
+        client.sendall(data)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        return received
+
+
+def request(*lines, method="GET", target="/x"):
+    return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+
+PASSWORD = f"Authorization: {basic('me:sesame')}"
+
+
+class AtTheGate(InProcess):
+    def test_a_refusal_does_not_wait_for_the_body_nor_ask_for_it(self):
+        for line in ("Content-Length: 900", "Content-Length: 900\r\nExpect: 100-continue"):
+            answer = self.converse(request(line))
+            self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+            self.assertIn(b"Connection: close\r\n", answer)
+
+    def test_only_who_is_let_in_is_told_what_is_wrong_with_a_body(self):
+        for line, status in (
+            ("Content-Length: 5000", b"413"),
+            ("Content-Length: 1, 2", b"400"),
+            ("Transfer-Encoding: chunked", b"501"),
+        ):
+            stranger, friend = self.converse(request(line)), self.converse(request(line, PASSWORD))
+            self.assertEqual(stranger.split()[1], b"401")
+            self.assertNotIn(b"1000", stranger)
+            self.assertEqual(friend.split()[1], status)
+
+    def test_the_body_of_a_refused_request_is_not_taken_for_a_request(self):
+        inner = request(PASSWORD, target="/smuggled")
+        asked = []
+        self.answer = lambda head, *_: asked.append(head.target) or text_response(200, "x")
+        answer = self.converse(request(f"Content-Length: {len(inner)}") + inner)
+        self.assertEqual(answer.count(b"HTTP/1.1 "), 1)
+        self.assertEqual(asked, [])
+
+    def test_what_is_refused_or_malformed_does_not_keep_an_unused_server_alive(self):
+        before = self.activity._last
+        for data in (request(), request("Content-Length: x", PASSWORD), b"GET /\r\n\r\n"):
+            self.converse(data)
+            wait_until(lambda: self.activity.idle_seconds() > 0, "it is over")
+            self.assertEqual(self.activity._last, before)
+        self.converse(request(PASSWORD, "Connection: close"))
+        wait_until(lambda: self.activity._last > before, "what is answered does")
+
+
+del Served, InProcess  # they are no tests themselves

@@ -7,13 +7,13 @@ request handling is used, because it takes what RFC 9112 forbids.
 What keeps a connection honest:
 
 - A body is read whole before its request is answered, so that what follows on the connection is
-  a request and not the rest of a body. Where that is not possible the connection is closed.
+  a request and not the rest of a body. Where that is not possible the connection is closed. The
+  body of a request that is refused (`server.access`) is not read: strangers get no memory of ours.
 - A request has `REQUEST_LIMIT` seconds to arrive in all, however it trickles; an idle connection
   is closed after `IDLE_LIMIT`.
 - While a job runs, clients that are known to skip interim responses get ``102 Processing`` now and
   then (RFC 2518 §10.1): it resets their read timeout, which a long job would run into.
-- Who connects is checked before a byte of theirs is read, and each request before it is answered
-  (`server.access`).
+- Who connects is checked before a byte of theirs is read, and each request when its head is there.
 - With a certificate, a connection that begins like TLS is TLS. One in the clear is then served only
   to the owner, as the kernel tells: the launcher, launched clients and our own workers are that.
 - A head and its body leave in one ``send``, with Nagle's algorithm off.
@@ -121,20 +121,23 @@ class Connection:
         """Serve requests until either side has had enough. Raises OSError or `ClientGone`."""
         while self._await_request():
             with activity.ongoing() as mark:
+                mark.counts = False  # until it is known that it is let in
                 try:
-                    head, body = self._read_request()
+                    deadline = time.monotonic() + REQUEST_LIMIT
+                    head = http1.parse_request_head(self._read_head(deadline))
+                    self._terms.gate.check(head, self._standing)
+                    body = self._read_body(head, deadline)
                 except http1.MalformedMessage as fault:
                     refusal = text_response(fault.status, f"{fault.status}: {fault}")
                     self._write(refusal, keep_alive=False, head_only=False)
                     self._linger()
                     return
-                try:
-                    self._terms.gate.check(head, self._standing)
                 except Refused as refusal:
                     _log.info("a request was refused: %s", refusal)
                     self._terms.count_refusal()
                     self._refuse(refusal, head_only=head.method == "HEAD")
                     return
+                mark.counts = True
                 self._prepare_to_wait(head)
                 response = answer(head, body, self._wait)
                 mark.counts = not response.watching
@@ -166,9 +169,7 @@ class Connection:
                 return False
         return bool(self._buffer)
 
-    def _read_request(self) -> tuple[http1.RequestHead, bytes]:
-        deadline = time.monotonic() + REQUEST_LIMIT
-        head = http1.parse_request_head(self._read_head(deadline))
+    def _read_body(self, head: http1.RequestHead, deadline: float) -> bytes:
         length = http1.request_body_length(head.fields)
         if length > self._terms.max_body:
             raise http1.MalformedMessage(f"a body of over {self._terms.max_body} bytes", status=413)
@@ -181,7 +182,7 @@ class Connection:
             self._receive(deadline)
         body = bytes(memoryview(self._buffer)[:length])
         del self._buffer[:length]
-        return head, body
+        return body
 
     def _read_head(self, deadline: float) -> bytes:
         searched = 0

@@ -137,8 +137,8 @@ def is_local(address: Address, scope: int = 0) -> bool:
 
     Where the system binds to foreign addresses too (``ip_nonlocal_bind``) all count as local, and
     are then looked for and not found, which is the safe mistake. Raises `Unknown` when it cannot be
-    found out: whoever is taken for foreign is not asked who they are, so that no other failure, such
-    as a lack of descriptors, may look like that.
+    found out: the kernel is not asked about whoever is taken for foreign, so that no other failure,
+    such as a lack of descriptors, may look like that.
     """
     if address.is_loopback:
         return True
