@@ -12,10 +12,12 @@ import resource
 import shutil
 import socket
 import subprocess
+import threading
+import time
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server import peer
+from seamless_jobserver.server import connection, peer, places
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
@@ -99,6 +101,56 @@ def short(function, *arguments):
         return function(*arguments)
 
 
+def connections_of(user, target, count):
+    """Return sockets that a process of `user` has made and connected: they stay that user's."""
+    found = []
+    while len(found) < count:
+        ours, theirs = socket.socketpair()
+        part = min(200, count - len(found))  # as many as one message can carry
+        with ours, theirs:
+
+            def make(theirs=theirs, part=part):
+                made = [socket.create_connection(target, PATIENCE).detach() for _ in range(part)]
+                socket.send_fds(theirs, [b"x"], made)
+
+            as_user(user, make)
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, part)
+            found += [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    return found
+
+
+@AS_ROOT
+class Numbers(Served):
+    def test_strangers_take_no_place_and_no_thread_of_the_owners(self):
+        server = self.start("--max-connections", "2")
+        wait_until(lambda: "is ready" in server.log, "its threads are there")
+        self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+        threads = f"/proc/{server.process.pid}/task"
+        wait_until(lambda: ask("127.0.0.1", server.port) and True, "it is well")
+        before = len(os.listdir(threads))
+        with contextlib.ExitStack() as stack:
+            for one in connections_of(STRANGER, ("127.0.0.1", server.port), 600):
+                stack.enter_context(one)
+            begun = time.monotonic()
+            for _ in range(50):
+                self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+            self.assertLess(time.monotonic() - begun, 10.0, "well before strangers are hung up on")
+            self.assertLessEqual(len(os.listdir(threads)), before + 1)
+            self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), 100)
+        self.assertEqual(server.request("GET", "/status").status, 200)
+
+    def test_the_log_tells_how_many_were_refused_and_not_who(self):
+        server = self.start()
+        for _ in range(5):
+            as_user(STRANGER, functools.partial(ask, "127.0.0.1", server.port))
+        lines = [line for line in server.log.splitlines() if "refused" in line]
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn("1 times another user of this machine", lines[0])
+        for name in (str(STRANGER), "127.0.0.1"):
+            self.assertNotIn(name, lines[0])
+        self.assertIn("refused_total 5\n", server.request("GET", "/metrics").text)
+
+
 class InProcess(unittest.TestCase):
     """A server in this process, which asks everybody for a password."""
 
@@ -143,6 +195,57 @@ class InProcess(unittest.TestCase):
 
 def request(*lines, method="GET", target="/x"):
     return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+
+class WithoutThePassword(InProcess):
+    MOST = 2
+
+    def test_many_of_them_take_no_place_and_are_pushed_out_by_each_other(self):
+        before = threading.active_count()
+        silent = [self.connect() for _ in range(300)]
+        begun = time.monotonic()
+        for _ in range(10):
+            answer = self.converse(request(PASSWORD, "Connection: close"))
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+        self.assertLess(time.monotonic() - begun, 4.0, "well before the silent are hung up on")
+        self.assertLessEqual(threading.active_count(), before + places.STRANGERS + self.MOST + 1)
+        self.assertEqual(silent[0].recv(1), b"")
+
+    def test_each_has_a_few_seconds_however_it_trickles(self):
+        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+            self.assertEqual(self.connect().recv(1), b"")
+            self.assertIn(b" 408 ", self.converse(b"GET / HT"))
+        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+            self.answer = lambda head, body, _: text_response(200, str(len(body)))
+            client = self.connect()
+            client.sendall(request(PASSWORD, "Content-Length: 5", "Connection: close"))
+            self.pause(0.5)
+            client.sendall(b"hello")
+            self.assertTrue(client.recv(65536).endswith(b"5"), "one that is known has longer")
+
+    def pause(self, seconds):
+        threading.Event().wait(seconds)
+
+    def test_they_do_not_keep_an_unused_server_alive(self):
+        client = self.connect()
+        client.sendall(b"GET / HT")
+        wait_until(lambda: self.server.counts[0], "it is being read")
+        self.assertGreater(self.activity.idle_seconds(), 0)
+
+    def test_with_the_password_a_connection_waits_for_a_place_like_any_other(self):
+        release = threading.Event()
+        self.answer = lambda *_: release.wait(20) and text_response(200, "x")
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.sendall(request(PASSWORD))
+        under_way = functools.partial(vars(self.activity).get, "_under_way")
+        wait_until(lambda: under_way() == 2, "two are being answered")
+        strangers = [self.connect() for _ in range(places.STRANGERS + 10)]
+        self.assertEqual(under_way(), 2)
+        release.set()
+        for client in clients:
+            self.assertIn(b"200", client.recv(65536), "and none of them was pushed out")
+        del strangers
 
 
 PASSWORD = f"Authorization: {basic('me:sesame')}"

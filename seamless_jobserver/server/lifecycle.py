@@ -169,7 +169,7 @@ def _serve(
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
         open_files = allow_connections(settings.max_connections, settings.workers)
-        gate = Gate(_access_rules(settings))
+        gate = Gate(_access_rules(settings), credentials)
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
         stack.callback(http.stop_accepting)
