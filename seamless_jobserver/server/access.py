@@ -236,20 +236,32 @@ class Gate:
                 raise Refused(
                     _FOREIGN_PAGE, "403: A page of another site may not use this jobserver."
                 )
-        for origin in fields.all("Origin"):
-            parts = urllib.parse.urlsplit(origin.strip())
-            if parts.scheme not in ("http", "https") or parts.netloc.lower() != host.lower():
+        # Browsers send no Sec-Fetch-Site to an address without TLS, nor Origin with a link.
+        for page in (*fields.all("Origin"), *fields.all("Referer")):
+            if not _is_on(page.strip(), host):
                 raise Refused(
                     _FOREIGN_PAGE, "403: A page of another site may not use this jobserver."
                 )
 
     def _is_ours(self, host: str) -> bool:
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # such as "["
+            return False
         try:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
             return name.rstrip(".") in self._hosts
         return True
+
+
+def _is_on(page: str, host: str) -> bool:
+    """Whether an origin or the address of a page is on `host`, which includes the port."""
+    try:
+        parts = urllib.parse.urlsplit(page)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
 def read_password(path: Path) -> bytes:
