@@ -5,9 +5,17 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from seamless_jobserver import http1
+
+_FOR_BROWSERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+}
+"""On every answer, refusals included: no page of another site can show it, or load it as a script
+or an image. An answer with a policy of its own must forbid frames there too."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def render_stream_head(response: Response, *, keep_alive: bool, chunked: bool) -
 
 def _fields(response: Response, keep_alive: bool) -> dict[str, str]:
     return {
+        **_FOR_BROWSERS,
         **response.fields,
         "Date": formatdate(usegmt=True),
         "Connection": "keep-alive" if keep_alive else "close",
