@@ -28,6 +28,7 @@ from seamless_jobserver import http1
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.server import access, peer
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
+from seamless_jobserver.server.response import render_stream_head, text_response
 from tests.stack import JOBSERVER, PATIENCE, Jobserver, free_port, temporary_directory, wait_until
 
 AS_ROOT = unittest.skipUnless(os.geteuid() == 0, "root alone can act as another user")
@@ -514,6 +515,19 @@ class Browsers(unittest.TestCase):
         ({"Host": LOCAL, "Origin": "http://evil.example"}, False),
         ({"Host": LOCAL, "Origin": "null"}, False),
         ({"Host": LOCAL, "Origin": "file://"}, False),
+        ({"Host": LOCAL, "Origin": "http://["}, False),
+        ({"Host": LOCAL, "Origin": "http://]"}, False),
+        ({"Host": LOCAL, "Origin": ""}, False),
+        ({"Host": LOCAL, "Referer": f"http://{LOCAL}/jobs"}, True),
+        ({"Host": LOCAL, "Referer": "http://evil.example/page"}, False),
+        ({"Host": LOCAL, "Referer": "http://localhost:9999/"}, False),
+        ({"Host": LOCAL, "Referer": f"http://evil.example/{LOCAL}"}, False),
+        ({"Host": LOCAL, "Referer": f"http://{LOCAL}@evil.example/"}, False),
+        ({"Host": LOCAL, "Referer": "http://["}, False),
+        ({"Host": "[", "Accept_Language": "en"}, False),
+        ({"Host": "]", "Accept_Language": "en"}, False),
+        ({"Host": "[::1", "Accept_Language": "en"}, False),
+        ({"Host": "", "Accept_Language": "en"}, False),
         ({"Host": LOCAL, "Sec_Fetch_Site": "same-origin"}, True),
         ({"Host": LOCAL, "Sec_Fetch_Site": "none"}, True),
         ({"Host": LOCAL, "Sec_Fetch_Site": "same-site"}, False),
@@ -535,6 +549,68 @@ class Browsers(unittest.TestCase):
         gate = Gate(AccessRules())
         for name in (socket.gethostname(), socket.getfqdn()):
             gate.check(head(Host=f"{name}:80", Accept_Language="en"), Standing.OWNER)
+
+
+class EveryAnswer(Served):
+    FIELDS = {
+        "x-content-type-options": "nosniff",
+        "cross-origin-resource-policy": "same-origin",
+        "content-security-policy": "frame-ancestors 'none'",
+    }
+    PAGE_POLICY = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+    def test_no_answer_lets_a_page_of_another_site_show_or_load_it(self):
+        server = self.start()
+        html = {"Accept": "text/html"}
+        pages = (
+            ("GET", "/", html, 200),
+            *(
+                ("GET", f"/page/{path.name}", {}, 200)
+                for path in (Path(access.__file__).parent / "page").iterdir()
+                if path.suffix in (".html", ".css", ".js", ".svg")
+            ),
+        )
+        self.assertGreater(len(pages), 4)
+        for method, path, headers, status in (
+            *pages,
+            ("GET", "/", {}, 200),
+            ("GET", "/healthcheck", {}, 200),
+            ("HEAD", "/healthcheck", {}, 200),
+            ("GET", "/status", {}, 200),
+            ("GET", "/metrics", {}, 200),
+            ("GET", "/nowhere", {}, 404),
+            ("PUT", "/healthcheck", {}, 405),
+            ("GET", "/jobs/" + "a" * 64, {}, 404),
+            ("GET", "/jobs/" + "a" * 64, html, 303),
+            ("GET", "/run-transformation", {}, 400),
+            ("GET", "/", {"Origin": "http://evil.example"}, 403),
+            ("GET", "/", {"Content_Length": "x"}, 400),
+        ):
+            with self.subTest(path, method=method):
+                answer = server.request(method, path, **headers)
+                self.assertEqual(answer.status, status)
+                expected = dict(self.FIELDS)
+                if (method, path, headers, status) in pages:
+                    expected["content-security-policy"] = self.PAGE_POLICY
+                found = {name: answer.headers.get(name) for name in expected}
+                self.assertEqual(found, expected)
+                self.assertFalse({name for name in answer.headers if "allow-origin" in name})
+
+    @AS_ROOT
+    def test_nor_does_the_answer_to_a_stranger(self):
+        server = self.start()
+        found = as_user(STRANGER, lambda: server.request("GET", "/").headers)
+        self.assertLessEqual(self.FIELDS.items(), found.items())
+
+    def test_nor_does_what_a_job_prints(self):
+        stream = http1.parse_response_head(
+            render_stream_head(text_response(200, ""), keep_alive=True, chunked=True)[:-4]
+        )
+        for name, value in self.FIELDS.items():
+            self.assertEqual(stream.fields.get(name), value)
 
 
 @AS_ROOT

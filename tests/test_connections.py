@@ -181,7 +181,7 @@ class Connections(unittest.TestCase):
         peer.sendall(GET)
         peer.recv(65536)
         (ours,) = self.server._snapshot().values()
-        self.assertTrue(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(ours.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_waiting_clients_that_skip_interim_answers_are_kept_awake(self):
         for agent, expected in (

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -141,7 +142,9 @@ class ABrowser(Faults):
                         if attempt.startswith("read"):
                             self.assertTrue(found.startswith("failed: "), f"{attempt}: {found}")
                     self.assertEqual(server.job_status(checksum), "running")
-            self.assertGreaterEqual(server.log.count("a request was refused"), 6)
+            metrics = server.request("GET", "/metrics").text
+            refused = re.search(r"_refused_total (\d+)\n", metrics)
+            self.assertGreaterEqual(int(refused[1]), 6)
             # A program of the owner can.
             self.assertTrue(server.cancel(checksum)["canceled"])
             answer.result(PATIENCE)
