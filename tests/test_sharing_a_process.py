@@ -150,6 +150,29 @@ class SharedProcess(OnAStore):
         self.assertEqual(server.run(request).status, 200)
         self.assertNotIn("is replaced", server.log)
 
+    def test_a_result_larger_than_a_worker_may_grow_costs_no_worker(self):
+        server = self.start()
+        # No zeros, which would take no memory.
+        code = "def f(n):\n    return b'x' * n\n"
+        request = self.store.request(code, output="bytes", n=600 * 2**20)
+        self.assertEqual(server.run(request).status, 200)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=10))), 11)
+        self.assertNotIn("is replaced", server.log)
+
+    def test_a_result_is_stored_however_few_files_its_job_has_left_itself(self):
+        # With a read folder nothing has been asked of the store before the result is sent.
+        server = self.start(
+            "--store-timeout", "1", parameters=self.store.parameters(read_folder=True)
+        )
+        code = (
+            "def f(a):\n    import resource, seamless\n"
+            "    seamless.Buffer(a, 'mixed')  # imports what making the result needs\n"
+            "    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+            "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))\n    return a\n"
+        )
+        self.assertEqual(self.value(server.run(self.store.request(code, a=12))), 12)
+        self.assertNotIn("is replaced", server.log)
+
 
 class Metadata(OnAStore):
     BURN = (

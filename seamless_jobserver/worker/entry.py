@@ -23,7 +23,7 @@ from multiprocessing import connection, parent_process
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck, WorkerSettings
-from seamless_jobserver.progress import Phase, Progress
+from seamless_jobserver.progress import Progress
 
 _worker: "_Worker | None" = None
 
@@ -119,13 +119,17 @@ class _Worker:
                     request,
                     input_timeout,
                     self._meter,
-                    self._enter,
+                    self._progress.enter,
                     self._progress.call,
+                    self._mend,
                 )
                 retire = self._surroundings.restore(self._staging.kept)
                 outcome = ended()
+                # It refers to the result, which would be taken for growth for good.
+                del ended
                 if retire is not None:
-                    # What the job left behind may only have needed that moment to end.
+                    # What the job left behind may only have needed that moment to end, and a
+                    # result is in memory for as long as it is being stored.
                     retire = self._surroundings.restore(self._staging.kept)
         except OSError as error:
             outcome = Outcome(
@@ -141,10 +145,13 @@ class _Worker:
             holdings=self._staging.news_of_large(),
         )
 
-    def _enter(self, phase: Phase) -> None:
-        self._progress.enter(phase)
-        if phase is Phase.STORING:
-            self._capture.mend()
+    def _mend(self) -> None:
+        """Put right what would hinder measuring and storing, as soon as the job's code has ended.
+
+        All else can wait until the store is at work.
+        """
+        self._capture.mend()
+        self._surroundings.restore_limits()  # a limit that stays is noticed by `restore`
 
     def check(self) -> StoreCheck:
         from seamless_jobserver.worker.storecheck import check

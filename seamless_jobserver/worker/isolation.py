@@ -98,7 +98,7 @@ class Surroundings:
             reason
             for step in (
                 self._restore_process,
-                self._restore_limits,
+                self.restore_limits,
                 self._restore_signals,
                 self._restore_interpreter,
                 self._restore_logging,
@@ -121,7 +121,11 @@ class Surroundings:
             return f"its working directory is gone: {error.strerror}"
         return None
 
-    def _restore_limits(self) -> str | None:
+    def restore_limits(self) -> str | None:
+        """Put back limits and priority alone; return why that is not possible, or None.
+
+        Storing a result needs files of its own, and should not be slow for the job's sake.
+        """
         try:
             for which, limits in self._limits.items():
                 if resource.getrlimit(which) != limits:
