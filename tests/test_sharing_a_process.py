@@ -398,6 +398,31 @@ class Nested(OnAStore):
                 self.assertIn("from within", answer.text)
                 self.assertEqual(trace.read_text(), "x")
 
+    def test_a_nested_job_that_raises_what_is_no_exception_fails_and_the_job_around_it_ends(self):
+        without_database = {**self.store.parameters(), "database": []}
+        for workers, parameters in ((1, None), (2, None), (1, without_database)):
+            server = self.start(workers=workers, parameters=parameters)
+            wait_until(lambda s=server, n=workers: s.log.count("is ready") == n, "all are ready")
+            for raising, expected in (
+                ("sys.exit(3)", "sys.exit(3)"),
+                ("raise KeyboardInterrupt('a hand here')", "KeyboardInterrupt: a hand here"),
+                ("import asyncio; raise asyncio.CancelledError('odd')", "CancelledError: odd"),
+            ):
+                code = (
+                    "def f(a):\n    from seamless.transformer import direct\n"
+                    f"    def inner(a):\n        import sys; {raising}\n"
+                    "    return direct(inner)(a)\n"
+                )
+                with self.subTest(raising, workers=workers, database=parameters is None):
+                    answer = server.run(self.store.request(code, a=workers))
+                    self.assertEqual(answer.status, 500)
+                    self.assertIn(expected, answer.text)
+                    self.assertIn("RuntimeError", answer.text)
+            self.assertEqual(
+                self.value(server.run(self.store.request(ADD, a=2, b=workers))), 2 + workers
+            )
+            self.assertNotIn("is replaced", server.log)
+
     def test_a_nested_result_is_found_in_the_database_the_next_time(self):
         server = self.ready(2)
         trace = self.directory / "cached"

@@ -22,7 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeVar
 
 from seamless import Checksum
 from seamless.caching import buffer_writer
@@ -30,7 +30,7 @@ from seamless_config import set_nparallel
 from seamless_config.select import select_execution, select_remote
 from seamless_remote import buffer_remote, database_remote, jobserver_remote
 from seamless_remote.jobserver_client import JobserverClient
-from seamless_transformer import transformation_class
+from seamless_transformer import transformation_cache, transformation_class
 
 from seamless_jobserver.messages import (
     NESTED_PATH,
@@ -53,6 +53,7 @@ _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
+Result = TypeVar("Result")
 RunHere = Callable[[RunRequest, float, "ThreadMeasurement"], Outcome]
 
 
@@ -64,6 +65,9 @@ def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None
     it by itself.
     """
     set_nparallel(settings.workers)
+    transformation_cache.run_transformation_dict = _raising_exceptions(
+        transformation_cache.run_transformation_dict
+    )
     # Private: the public way makes clients of seamless-remote's own class only.
     clients = getattr(jobserver_remote, "_extern_clients", None)
     stores = database_remote.has_write_server() and buffer_remote.has_write_server()
@@ -148,9 +152,9 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Run a transformation and return what seamless-remote's client returns for one.
 
-        Raises RuntimeError with the failure's text when it failed in another slot, and what it
-        raised when it failed here; not through seamless-remote's retries, which would run it
-        five times.
+        Raises RuntimeError with the failure's text when it failed in another slot, or here by
+        what is no Exception, such as ``sys.exit``; else what it raised. Not through
+        seamless-remote's retries, which would run it five times.
         """
         fields = {
             "transformation_dict": transformation_dict,
@@ -211,10 +215,10 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             outcome = self._run_here(
                 request, self._settings.input_timeout, ThreadMeasurement(self._meter)
             )
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again
             message = failure.describe(error, str(plain["transformation_dict"].get("__language__")))
             self._report(number, "ended", Outcome(Ending.FAILED, message=message).to_json())
-            raise
+            _raise_as_exception(error, message)
         self._report(number, "ended", outcome.to_json())
         if outcome.ending is Ending.REMOTE_JOB_WRITTEN:
             return {"remote_job_written": outcome.marker, "record_runtime": outcome.runtime}
@@ -241,6 +245,30 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             return  # the server is ending, and nobody can join any more
         finally:
             connection.close()
+
+
+def _raise_as_exception(error: BaseException, message: str) -> NoReturn:
+    """Raise what a nested transformation raised, as an Exception whatever it was.
+
+    SystemExit and KeyboardInterrupt would end the event loop that waits for the thread it ran in,
+    and CancelledError would end the wait alone: the job around it would never end.
+    """
+    if isinstance(error, Exception):
+        raise error
+    raise RuntimeError(f"A nested transformation failed:\n{message}") from None
+
+
+def _raising_exceptions(run: Callable[..., Result]) -> Callable[..., Result]:
+    """Have `run`, with which Seamless runs a nested transformation by itself, do the same."""
+
+    def run_so(transformation: dict[str, Any], *arguments: Any, **named: Any) -> Result:
+        try:
+            return run(transformation, *arguments, **named)
+        except BaseException as error:  # noqa: BLE001 - it is raised again
+            message = failure.describe(error, str(transformation.get("__language__", "python")))
+            _raise_as_exception(error, message)
+
+    return run_so
 
 
 def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
