@@ -57,6 +57,60 @@ MEDDLING = {
     "meta path": "sys.meta_path.append(None)",
 }
 
+# A library that installs itself when it is imported, as `six` and many others do.
+LIBRARY = """
+import importlib.machinery, logging, sys, types
+__path__ = []
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+class Own(logging.Handler):
+    def emit(self, record):
+        pass
+logging.getLogger(__name__ + ".part").addHandler(Own())
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("installed.late"):
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        return types.ModuleType(spec.name)
+    def exec_module(self, module):
+        module.answer = 42
+sys.meta_path.insert(0, Finder())
+def hook(path):
+    raise ImportError(path)
+sys.path_hooks.append(hook)
+"""
+LIBRARY_REPORT = """
+def f(number):
+    import importlib, logging, sys
+    import installed
+    late = importlib.import_module(f"installed.late{number}")
+    def name(one):
+        return getattr(one, "__qualname__", type(one).__qualname__)
+    return [
+        late.answer,
+        [name(one) for one in sys.meta_path],
+        [name(one) for one in sys.path_hooks],
+        [name(one) for one in logging.getLogger("installed").handlers],
+        [name(one) for one in logging.getLogger("installed.part").handlers],
+        [name(one) for one in logging.getLogger("of.a.job").handlers + logging.root.handlers],
+    ]
+"""
+# What a job does of its own accord to the places where a library installs itself.
+OWN_INSTALLATIONS = (
+    "sys.meta_path.insert(0, type('Mine', (), {'find_spec': lambda *a: None})())",
+    "sys.meta_path.append(type('Mine', (), {'find_spec': classmethod(lambda *a: None)}))",
+    "import importlib.machinery; sys.meta_path.append(importlib.machinery.PathFinder())",
+    "sys.path_hooks.insert(0, lambda path: sys.path_hooks[-1](path))",
+    "import importlib.machinery as m; sys.path_hooks.insert(0, m.FileFinder.path_hook())",
+    "sys.meta_path.clear(); sys.path_hooks.clear()",
+    "sys.meta_path = []; del sys.path_hooks",
+    "logging.getLogger('installed').addHandler(logging.StreamHandler())",
+    "logging.getLogger('installed').addHandler(type('Mine', (logging.NullHandler,), {})())",
+    "logging.getLogger('installed').handlers.clear()",
+    "logging.getLogger('of.a.job').addHandler(logging.NullHandler())",
+    "logging.root.addHandler(logging.NullHandler())",
+)
+
 # What cannot be put back -> the reason for which the worker is retired.
 PAST_MENDING = {
     "threads": (
@@ -112,6 +166,29 @@ class SharedProcess(OnAStore):
                 wait_until(lambda r=reason: r in self.server.log, f"the log says: {reason}")
                 after = self.report()
                 self.assertNotEqual(after["pid"], before)
+
+    def test_what_a_library_installs_at_its_import_stays_and_what_a_job_installs_goes(self):
+        (self.directory / "library").mkdir()
+        (self.directory / "library" / "installed.py").write_text(LIBRARY)
+        server = self.start(env={"PYTHONPATH": str(self.directory / "library")})
+        numbers = iter(range(100))
+
+        def report():
+            request = self.store.request(LIBRARY_REPORT, output="plain", number=next(numbers))
+            return self.value(server.run(request))
+
+        first = report()
+        self.assertEqual(first[0], 42)
+        self.assertEqual(first[1][0], "Finder")
+        self.assertEqual(first[2][-1], "hook")
+        self.assertEqual(first[3:], [["NullHandler"], ["Own"], []])
+        self.assertEqual(report(), first)
+        for what in OWN_INSTALLATIONS:
+            code = f"def f(a):\n    import logging, sys\n    {what}\n    return a\n"
+            with self.subTest(what):
+                self.assertEqual(server.run(self.store.request(code, a=1)).status, 200)
+                self.assertEqual(report(), first)
+        self.assertNotIn("is replaced", server.log)
 
     def test_a_lowered_hard_limit_retires_the_worker_unless_it_may_be_raised_again(self):
         before = self.report()

@@ -2,7 +2,10 @@
 
 What a job changes in its process, the next job would find. `Surroundings` notes how the process is
 before the first job, and puts it back after each one. What a job has *imported* stays, as it would
-in a script. What cannot be put back is a reason to retire the worker: `restore` returns it.
+in a script, and with it what a library has installed for itself at that: finders and hooks of the
+import system that it defines, and handlers of its own logger. (`six` imports ``six.moves`` through
+such a finder, which nobody would install again.) What cannot be put back is a reason to retire the
+worker: `restore` returns it.
 
 Random generators are not put back but seeded anew: jobs that start from the same state would draw
 the same numbers, which is worse than any leak.
@@ -42,6 +45,7 @@ _OUR_THREADS: Final = ("jobserver-", "Seamless")
 """Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
 _LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_NO_LIBRARIES: Final = sys.stdlib_module_names | {"", "__main__", "__mp_main__"}
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -149,6 +153,8 @@ class Surroundings:
         return None
 
     def _restore_interpreter(self) -> str | None:
+        for name in ("meta_path", "path_hooks"):
+            self._keep_of_libraries(name)
         for name, value in self._sys.items():
             value[:] = self._sys_lists[name]
             setattr(sys, name, value)
@@ -167,11 +173,29 @@ class Surroundings:
             numpy_random.seed()
         return None
 
+    def _keep_of_libraries(self, name: str) -> None:
+        """Count what libraries have put into a list of ``sys`` among what is put back."""
+        known = self._sys_lists[name]
+        present = getattr(sys, name, None)
+        if not isinstance(present, list) or list(map(id, present)) == list(map(id, known)):
+            return
+        if name == "path_hooks":
+            # The finders that a hook has made stay in use without it.
+            sys.path_importer_cache.clear()
+        kept = [one for one in present if _is_in(known, one) or _is_of_library(one)]
+        if all(_is_in(kept, one) for one in known):
+            self._sys_lists[name] = kept  # in this order: some must come before the others
+        else:
+            self._sys_lists[name] = known + [one for one in kept if not _is_in(known, one)]
+
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
         for name, logger in _all_loggers():
             state = self._loggers.get(name, _NEW_LOGGER)
             if _logger_state(logger) != state:
+                added = [one for one in logger.handlers if not _is_in(state.handlers, one)]
+                own = [one for one in added if _is_own_handler(name, one)]
+                state = self._loggers[name] = state._replace(handlers=state.handlers + own)
                 logger.setLevel(state.level)
                 logger.handlers[:] = state.handlers
                 logger.filters[:] = state.filters
@@ -218,6 +242,38 @@ def _logger_state(logger: logging.Logger) -> _LoggerState:
     return _LoggerState(
         logger.level, list(logger.handlers), list(logger.filters), logger.propagate, logger.disabled
     )
+
+
+def _is_in(things: list[Any], thing: Any) -> bool:
+    """Whether `thing` itself is among `things`: what a job defines may be equal to anything."""
+    return any(one is thing for one in things)
+
+
+def _is_of_library(thing: Any) -> bool:
+    """Whether `thing`, or its class, is defined in a module that was imported.
+
+    A module of Python's own does not count: none installs anything by itself, so that a job must
+    have done it.
+    """
+    module = getattr(thing, "__module__", None)
+    if not isinstance(module, str) or module.partition(".")[0] in _NO_LIBRARIES:
+        return False
+    # Modules that Seamless makes of a job's pins have no spec.
+    return getattr(sys.modules.get(module), "__spec__", None) is not None
+
+
+def _is_own_handler(logger: str, handler: logging.Handler) -> bool:
+    """Whether the library that `logger` is named for has given itself this handler of it.
+
+    That is one that does nothing, or of a kind that the library defines. Any other is of a job that
+    wants to see more.
+    """
+    library = logger.partition(".")[0]
+    if library in _NO_LIBRARIES:
+        return False
+    if type(handler) is logging.NullHandler:
+        return getattr(sys.modules.get(library), "__spec__", None) is not None
+    return _is_of_library(handler) and type(handler).__module__.partition(".")[0] == library
 
 
 def _get_umask() -> int:
