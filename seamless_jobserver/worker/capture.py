@@ -14,8 +14,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TextIO
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -76,18 +76,33 @@ class OutputCapture:
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc,assignment]
 
     def _flush(self) -> None:
-        for stream in {self._stdout, self._stderr, sys.stdout, sys.stderr}:
-            if stream is not None and not getattr(stream, "closed", False):
-                flush_quietly(stream)
+        # A job can have put anything there, or taken it away.
+        for stream in (sys.__dict__.get("stdout"), sys.__dict__.get("stderr")):
+            if stream is not self._stdout and stream is not self._stderr:
+                _flush_quietly(stream)
+        _flush_quietly(self._stdout)
+        _flush_quietly(self._stderr)
         self._libc.fflush(None)
 
 
-def flush_quietly(stream: TextIO) -> None:
-    """Flush `stream`, and say so on the log when that fails: a full disk must not fail a job."""
+def _flush_quietly(stream: Any) -> None:
+    """Flush `stream`, if it is one, and note in the output when that fails.
+
+    A full disk must not fail a job, nor may what a job has left in place of a stream, whose methods
+    are the job's own code and can raise anything.
+    """
+    if stream is None:
+        return
     try:
-        stream.flush()
-    except (OSError, ValueError, AttributeError) as error:
-        os.write(_STDERR, f"[worker {os.getpid()}] output was lost: {error}\n".encode())
+        if not getattr(stream, "closed", False):
+            stream.flush()
+    except BaseException as error:  # noqa: BLE001 - see above
+        # Not its text: to make that may call the job's own code, too.
+        number = error.errno if isinstance(error, OSError) else None
+        what = os.strerror(number) if type(number) is int else type(error).__name__
+        # The file that cannot be written to may be that of standard error, too.
+        with suppress(OSError):
+            os.write(_STDERR, f"[worker {os.getpid()}] output was lost: {what}\n".encode())
 
 
 def _stream(descriptor: int) -> TextIO:
