@@ -14,7 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, TextIO
 
 _STDOUT: Final = 1
@@ -40,21 +40,25 @@ class OutputCapture:
 
         Raises OSError when the file cannot be created; the output then goes nowhere new.
         """
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        before = os.dup(_STDOUT), os.dup(_STDERR)
-        try:
-            self._flush()
-            self._file = file
-            self.mend()
-            yield
-        finally:
-            self._file = None
-            self._flush()
-            os.dup2(before[0], _STDOUT)
-            os.dup2(before[1], _STDERR)
-            for descriptor in (file, *before):
-                os.close(descriptor)
-            self._install()
+        with ExitStack() as opened:
+
+            def held(descriptor: int) -> int:
+                opened.callback(os.close, descriptor)
+                return descriptor
+
+            file = held(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600))
+            before = held(os.dup(_STDOUT)), held(os.dup(_STDERR))
+            try:
+                self._flush()
+                self._file = file
+                self.mend()
+                yield
+            finally:
+                self._file = None
+                self._flush()
+                os.dup2(before[0], _STDOUT)
+                os.dup2(before[1], _STDERR)
+                self._install()
 
     def mend(self) -> None:
         """Point both descriptors at the present job's file again, if a job has closed them.

@@ -38,6 +38,8 @@ GROWTH_LIMIT: Final = 512 * 1024 * 1024
 """Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
 DESCRIPTOR_LIMIT: Final = 200
 """Open files that jobs may have forgotten to close, all together."""
+_OWN_FILES: Final = 64
+"""Open files beyond those of a job: enough to measure it and to store its result."""
 THREAD_PATIENCE: Final = 0.2
 """Seconds for threads that a job has started to end by themselves."""
 
@@ -67,9 +69,14 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 class Surroundings:
-    """How the process is between jobs. Make it once, in the thread that runs them."""
+    """How the process is between jobs. Make it once, in the thread that runs them.
 
-    def __init__(self) -> None:
+    `open_files` is how many files a job may have open. The process itself may have some more, so
+    that the end of a job that has used up its own can be dealt with; where the system allows no
+    more, it is the job that has less.
+    """
+
+    def __init__(self, open_files: int) -> None:
         self._libc = ctypes.CDLL(None)
         self._directory = os.getcwd()
         self._environment = dict(os.environb)
@@ -83,14 +90,23 @@ class Surroundings:
         self._collector = gc.get_threshold()
         self._umask = _get_umask()
         self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
+        most = self._limits[resource.RLIMIT_NOFILE][1]
+        own = _least(_more(open_files, _OWN_FILES), most)
+        self._limits[resource.RLIMIT_NOFILE] = own, most
+        self._job_files = _least(open_files, _more(own, -_OWN_FILES)), most
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
         self._affinity = os.sched_getaffinity(0)
+        self.restore_limits()
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._resident = read_memory().resident
+
+    def limit_files(self) -> None:
+        """Allow no more open files than a job may have, until `restore_limits`."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._job_files)
 
     def restore(self, kept: int = 0) -> str | None:
         """Put the process back; return why that is not possible, in words, or None.
@@ -110,7 +126,7 @@ class Surroundings:
                 self._check_threads,
                 lambda: self._check_growth(kept),
             )
-            if (reason := step()) is not None
+            if (reason := _try(step)) is not None
         ]
         return "; ".join(reasons) or None
 
@@ -130,17 +146,23 @@ class Surroundings:
 
         Storing a result needs files of its own, and should not be slow for the job's sake.
         """
-        try:
-            for which, limits in self._limits.items():
+        problem: Exception | None = None
+        for which, limits in self._limits.items():
+            try:
                 if resource.getrlimit(which) != limits:
                     resource.setrlimit(which, limits)
+            except (OSError, ValueError) as error:
+                problem = error  # the others matter all the same
+        try:
             if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
             if os.sched_getaffinity(0) != self._affinity:
                 os.sched_setaffinity(0, self._affinity)
-        except (OSError, ValueError) as error:
-            return f"a job has lowered its limits or its priority: {error}"
-        return None
+        except OSError as error:
+            problem = error
+        if problem is None:
+            return None
+        return f"a job has lowered its limits or its priority: {problem}"
 
     def _restore_signals(self) -> str | None:
         for timer in _TIMERS:
@@ -274,6 +296,24 @@ def _is_own_handler(logger: str, handler: logging.Handler) -> bool:
     if type(handler) is logging.NullHandler:
         return getattr(sys.modules.get(library), "__spec__", None) is not None
     return _is_of_library(handler) and type(handler).__module__.partition(".")[0] == library
+
+
+def _try(step: Callable[[], str | None]) -> str | None:
+    """Take a step of `Surroundings.restore`; a process in which it fails is not to go on."""
+    try:
+        return step()
+    except OSError as error:
+        return f"what a job has changed cannot be looked at: {error}"
+
+
+def _least(*limits: int) -> int:
+    """Return the least of some limits, of which some may be infinite."""
+    finite = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return min(finite, default=resource.RLIM_INFINITY)
+
+
+def _more(limit: int, by: int) -> int:
+    return limit if limit == resource.RLIM_INFINITY else limit + by
 
 
 def _get_umask() -> int:

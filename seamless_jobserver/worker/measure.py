@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +133,14 @@ class Measurement:
         return own.ru_utime + children.ru_utime - user, own.ru_stime + children.ru_stime - system
 
     def _memory_peak(self) -> int:
+        try:
+            return self._read_memory_peak()
+        except OSError:
+            # A job has left no file to open. The peak of the process's life is too much rather
+            # than too little, and costs no file.
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _read_memory_peak(self) -> int:
         sampled = self._children.stop()
         own = read_memory().peak
         unsampled = _largest_child()
@@ -178,7 +187,8 @@ class _ChildrenSampler:
             self._pause.wait(interval)
             if self._wanted.is_set():
                 begun = time.thread_time()
-                self._sample()
+                with suppress(OSError):  # the job may have used up its files for the moment
+                    self._sample()
                 # Many processes, or a slow kernel: it must not cost what it is to measure.
                 interval = max(_INTERVAL, 50 * (time.thread_time() - begun))
                 usage = resource.getrusage(resource.RUSAGE_THREAD)
