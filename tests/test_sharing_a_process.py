@@ -314,6 +314,25 @@ class Metadata(OnAStore):
         self.burned(answer.json["record_runtime"], used)
         self.small()
 
+    def test_a_child_of_a_nested_job_counts_as_that_job_does_in_its_callers_process(self):
+        burn = self.BURN.format(seconds="1.0").replace("400", "300")
+        bash = f"python3 -S -E -c '{burn}'\necho done > RESULT\n"
+        code = (
+            "def f(bash):\n    from seamless.transformer import direct\n"
+            "    run = direct(bash, language='bash')\n    run.celltypes.a = 'text'\n"
+            "    run.celltypes.result = 'text'\n    return run(a='x')\n"
+        )
+        self.runtime(self.store.request(code, bash=bash))
+        listed = self.server.request("GET", "/jobs?limit=2").json["jobs"]
+        nested, around = sorted(listed, key=lambda job: not job["hosted"])
+        self.assertEqual([job["hosted"] for job in (nested, around)], [True, False])
+        self.assertGreaterEqual(nested["cpu"], 0.95)
+        self.assertLess(nested["cpu"], 2)
+        self.assertAlmostEqual(around["cpu"], nested["cpu"], delta=0.5)
+        self.assertGreaterEqual(nested["memory"], 300e6)
+        self.assertLess(nested["memory"], 500e6)
+        self.small()
+
     def test_the_process_is_described(self):
         runtime = self.small()
         code = "def f(a):\n    import os, socket\n    return [os.getpid(), socket.gethostname()]\n"

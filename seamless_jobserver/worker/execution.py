@@ -22,10 +22,10 @@ from seamless_transformer.transformation_utils import is_deep_celltype, tf_get_b
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
-from seamless_jobserver.worker.measure import Measurement, Meter
+from seamless_jobserver.worker.measure import Measurement, Meter, ThreadMeasurement
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.naming import name_of
-from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
+from seamless_jobserver.worker.nested import end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
 from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping

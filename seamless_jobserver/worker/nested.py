@@ -8,17 +8,15 @@ is running already, or says at once that no slot is free. Then it is run here (*
 process whose own job has nothing to do but wait for it. A nested transformation never waits for a
 slot, so that jobs that wait for each other cannot fill all slots; and no process is added.
 
-What is hosted runs in a thread of its own, beside others of the same job. Its processor time is
-that of its thread; its memory cannot be told apart from that of the job around it. The thread tells
-the server when it begins and how it ended, so that others who want the same can wait for it.
+What is hosted runs in a thread of its own, beside others of the same job (`measure` says what its
+record holds). The thread tells the server when it begins and how it ended, so that others who want
+the same can wait for it.
 """
 
 import asyncio
 import base64
 import http.client
 import json
-import resource
-import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +43,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
     ClientTimeout,
 )
 from seamless_jobserver.worker import failure
-from seamless_jobserver.worker.measure import Meter
+from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
 from seamless_jobserver.worker.naming import name_of
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
@@ -54,7 +52,7 @@ _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
 Result = TypeVar("Result")
-RunHere = Callable[[RunRequest, float, "ThreadMeasurement"], Outcome]
+RunHere = Callable[[RunRequest, float, ThreadMeasurement], Outcome]
 
 
 def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None:
@@ -110,26 +108,6 @@ async def _end_loop() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()
-
-
-class ThreadMeasurement:
-    """What one thread uses, for a transformation that runs in it; made in that thread."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._started = time.time()
-        self._wall = time.perf_counter()
-        self._usage = resource.getrusage(resource.RUSAGE_THREAD)
-
-    def finish(self) -> dict[str, Any]:
-        """Return the ``record_runtime`` of protocol.md."""
-        usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return self._meter.describe_nested(
-            started=self._started,
-            wall=time.perf_counter() - self._wall,
-            user=usage.ru_utime - self._usage.ru_utime,
-            system=usage.ru_stime - self._usage.ru_stime,
-        )
 
 
 class _NestedClient(JobserverClient):  # type: ignore[misc]
@@ -212,9 +190,8 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         # Its code was made by the job around it, and is at hand.
         self._report(number, "started", {"name": name_of(request.transformation)})
         try:
-            outcome = self._run_here(
-                request, self._settings.input_timeout, ThreadMeasurement(self._meter)
-            )
+            with self._meter.measure_thread() as measurement:
+                outcome = self._run_here(request, self._settings.input_timeout, measurement)
         except BaseException as error:  # noqa: BLE001 - it is raised again
             message = failure.describe(error, str(plain["transformation_dict"].get("__language__")))
             self._report(number, "ended", Outcome(Ending.FAILED, message=message).to_json())
