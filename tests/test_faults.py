@@ -791,6 +791,72 @@ class Provenance(Faults):
         self.assertFalse(self.store.holds("ab" * 32))
 
 
+class Descriptors(Faults):
+    def start_with_few(self):
+        """Start a server that may not have more files open than it has."""
+        command = self.home / "limited"
+        command.write_text(f'#!/bin/sh\nulimit -n 900\nexec {JOBSERVER} "$@"\n')
+        command.chmod(0o700)
+        return self.start(command=str(command))
+
+    def test_a_job_that_uses_up_all_its_files_ends_as_its_code_says_and_its_worker_is_replaced(
+        self,
+    ):
+        server = self.start_with_few()
+        rest = (
+            "    import subprocess, sys\n"
+            "    child = subprocess.Popen(['sleep', '1'])\n"  # which the sampler looks at
+            "    seamless.Buffer(a, 'mixed')\n"  # imports what making the result needs
+            "    sys.files = []\n"
+            "    try:\n        while True: sys.files.append(open('/dev/null'))\n"
+            "    except OSError:\n        child.wait()\n        {}\n"
+            "    return len(sys.files)\n"
+        )
+        for number, (then, status) in enumerate((("raise", 500), ("pass", 200)), 1):
+            with self.subTest(then):
+                request = self.traced("    import seamless\n" + rest.format(then))
+                answer = server.run(request)
+                self.assertEqual(answer.status, status, answer.text)
+                if status == 200:
+                    self.assertGreater(self.value(answer), 700)
+                    self.assertGreater(answer.json["record_runtime"]["memory_peak_bytes"], 10**6)
+                else:
+                    self.assertIn("OSError: [Errno 24] Too many open files", answer.text)
+                    self.assertNotIn("output file", answer.text)
+                    self.assertNotIn("jobserver-sampler", answer.text)
+                wait_until(
+                    lambda n=number: server.log.count("is replaced: jobs left over") == n,
+                    "the worker is replaced",
+                )
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=9, b=4))), 13)
+
+    def test_a_job_that_leaves_no_file_to_open_at_all_ends_as_its_code_says(self):
+        server = self.start()
+        code = (
+            "def f(a):\n    from seamless_jobserver.worker import isolation\n"
+            "    import resource\n"
+            "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+            "    isolation.resource.setrlimit = lambda *_: None  # as for who is not root\n"
+            "    raise KeyError('mine')\n"
+        )
+        answer = server.run(self.store.request(code, a=1))
+        self.assertEqual(answer.status, 500, answer.text)
+        self.assertIn("KeyError: 'mine'", answer.text)
+        wait_until(lambda: "is replaced: " in server.log, "the worker is replaced")
+        self.assertIn("Too many open files", server.log)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=8, b=8))), 16)
+
+    def test_an_output_file_that_cannot_be_made_is_named(self):
+        server = self.start(env={"TMPDIR": str(self.home)})
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=7, b=8))), 15)
+        (private,) = self.home.glob("seamless-jobserver-*")
+        private.rename(self.home / "gone")
+        answer = server.run(self.traced("    return 1\n"))
+        self.assertEqual(answer.status, 503)
+        self.assertIn(f"output file {private}", answer.text)
+        self.assertEqual(self.runs(), 0)
+
+
 class Limits(Faults):
     def test_a_job_over_the_memory_limit_is_ended_with_its_children(self):
         server = self.start("--memory-limit", "400M")

@@ -22,10 +22,10 @@ from seamless_transformer.transformation_utils import is_deep_celltype, tf_get_b
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
-from seamless_jobserver.worker.measure import Measurement, Meter
+from seamless_jobserver.worker.measure import Measurement, Meter, ThreadMeasurement
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.naming import name_of
-from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
+from seamless_jobserver.worker.nested import end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
 from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping
@@ -63,15 +63,17 @@ class Execution:
         meter: Meter,
         enter: Callable[[Phase], None],
         call: Callable[[str], None],
+        mend: Callable[[], None],
     ) -> Ended:
         """Run the transformation of `request` and begin to store its result. Never raises.
 
         `input_timeout` is in seconds; `enter` is called as each phase of the job begins, `call`
-        with what a person would call the job, as soon as that is known.
+        with what a person would call the job, as soon as that is known, and `mend` when its code
+        has ended, in whichever way, before anything else is done.
         """
         measurement = meter.start(self._staging.kept)
         try:
-            stored = self._run(request, input_timeout, measurement, enter, call)
+            stored = self._run(request, input_timeout, measurement, enter, call, mend)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             ending, message = _explain(error, request)
             failed = Outcome(ending, message=message, runtime=measurement.finish())
@@ -109,6 +111,7 @@ class Execution:
         measurement: Measurement | ThreadMeasurement,
         enter: Callable[[Phase], None] = lambda _phase: None,
         call: Callable[[str], None] = lambda _name: None,
+        mend: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Run a transformation and begin to store its result; raises as `run_and_store` does."""
         if not request.scratch and not buffer_remote.has_write_server():
@@ -128,13 +131,16 @@ class Execution:
         call(name_of(request.transformation))
         probes = record.probe_context(request, self._staging)
         enter(Phase.RUNNING)
-        result = run_transformation_dict(
-            request.transformation,
-            Checksum(request.checksum),
-            request.dunder,
-            scratch=True,
-            require_value=not request.scratch,
-        )
+        try:
+            result = run_transformation_dict(
+                request.transformation,
+                Checksum(request.checksum),
+                request.dunder,
+                scratch=True,
+                require_value=not request.scratch,
+            )
+        finally:
+            mend()
         runtime = measurement.finish()
         if is_compiled(request):
             # Compiled code is given pointers, and can write where Python could not.

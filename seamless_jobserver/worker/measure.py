@@ -13,6 +13,11 @@ the job's. Peak memory is not a difference:
 - Left out are the files of the program (shared libraries and the like) that are in memory before
   the job begins: they are shared with every other worker and belong to no job. So are the inputs
   that are kept from earlier jobs.
+
+A nested transformation that runs inside the process of its job, in a thread of its own, is measured
+by that thread's clock. The children that it waits for are counted with it for as long as no other
+such transformation runs beside it: the kernel keeps one account of them for the whole process. Its
+memory is that of the job around it so far.
 """
 
 import os
@@ -20,7 +25,8 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,33 +59,29 @@ class Meter:
         # Looked for once: a failing import in every job would cost more than a small job does.
         self._has_gpu_library = find_spec("pynvml") is not None
         self._children = _ChildrenSampler()
+        self._account = _ChildrenAccount()
+        self._present: Measurement | None = None
 
     def start(self, kept: int) -> "Measurement":
         """Begin to measure the next job; `kept` bytes in memory are not its own."""
         self._executions += 1
         facts = {**self._process, "worker_execution_index": self._executions}
         gpu = start_gpu_memory_sampler() if self._has_gpu_library else None
-        return Measurement(facts, kept, self._children, lambda: stop_gpu_memory_sampler(gpu))
+        self._present = Measurement(
+            facts, kept, self._children, lambda: stop_gpu_memory_sampler(gpu)
+        )
+        return self._present
 
-    def describe_nested(
-        self, *, started: float, wall: float, user: float, system: float
-    ) -> dict[str, Any]:
-        """Return the ``record_runtime`` of a run inside the present job, from its own readings.
+    @contextmanager
+    def measure_thread(self) -> "Iterator[ThreadMeasurement]":
+        """Measure what this thread does in the block, for a run inside the present job."""
+        facts = {**self._process, "worker_execution_index": self._executions, "retry_count": 0}
+        measurement = ThreadMeasurement(facts, self._account, self._memory_so_far)
+        with self._account.open(measurement):
+            yield measurement
 
-        `started` is in seconds since 1970, the others are seconds.
-        """
-        return {
-            "started_at": _utc(datetime.fromtimestamp(started, timezone.utc)),
-            "finished_at": _utc(datetime.now(timezone.utc)),
-            "wall_time_seconds": round(wall, 6),
-            "cpu_user_seconds": round(user, 6),
-            "cpu_system_seconds": round(system, 6),
-            "memory_peak_bytes": read_memory().peak,
-            "gpu_memory_peak_bytes": None,
-            **self._process,
-            "worker_execution_index": self._executions,
-            "retry_count": 0,
-        }
+    def _memory_so_far(self) -> int | None:
+        return None if self._present is None else self._present.memory_so_far()
 
 
 class Measurement:
@@ -109,13 +111,14 @@ class Measurement:
         if self._result is None:
             wall = time.perf_counter() - self._wall
             user, system = self._cpu_seconds()
+            self._children.stop()
             self._result = {
                 "started_at": _utc(self._started_at),
                 "finished_at": _utc(datetime.now(timezone.utc)),
                 "wall_time_seconds": round(wall, 6),
                 "cpu_user_seconds": round(user - self._cpu[0], 6),
                 "cpu_system_seconds": round(system - self._cpu[1], 6),
-                "memory_peak_bytes": self._memory_peak(),
+                "memory_peak_bytes": self.memory_so_far(),
                 "gpu_memory_peak_bytes": self._stop_gpu(),
                 **self._facts,
             }
@@ -131,8 +134,16 @@ class Measurement:
         user, system = self._children.cpu_seconds
         return own.ru_utime + children.ru_utime - user, own.ru_stime + children.ru_stime - system
 
-    def _memory_peak(self) -> int:
-        sampled = self._children.stop()
+    def memory_so_far(self) -> int:
+        """Return the peak of memory up to now, of this process and its children."""
+        try:
+            return self._read_memory_peak(self._children.look())
+        except OSError:
+            # A job has left no file to open. The peak of the process's life is too much rather
+            # than too little, and costs no file.
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _read_memory_peak(self, sampled: int) -> int:
         own = read_memory().peak
         unsampled = _largest_child()
         if unsampled <= max(self._largest_child, own):
@@ -140,6 +151,84 @@ class Measurement:
             # something else.
             unsampled = 0
         return max(own - self._shared, sampled, unsampled)
+
+
+class ThreadMeasurement:
+    """One run in a thread of its own, inside a job; `finish` is to be called in that thread.
+
+    `children` is the user and system time of children that is counted as its own, in seconds.
+    """
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        account: "_ChildrenAccount",
+        memory_so_far: Callable[[], int | None],
+    ) -> None:
+        self._facts = facts
+        self._account = account
+        self._memory_so_far = memory_so_far
+        self.children = (0.0, 0.0)
+        self._started_at = datetime.now(timezone.utc)
+        self._wall = time.perf_counter()
+        self._usage = resource.getrusage(resource.RUSAGE_THREAD)
+
+    def finish(self) -> dict[str, Any]:
+        """Return what `Measurement.finish` does."""
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        self._account.settle()
+        user, system = self.children
+        return {
+            "started_at": _utc(self._started_at),
+            "finished_at": _utc(datetime.now(timezone.utc)),
+            "wall_time_seconds": round(time.perf_counter() - self._wall, 6),
+            "cpu_user_seconds": round(usage.ru_utime - self._usage.ru_utime + user, 6),
+            "cpu_system_seconds": round(usage.ru_stime - self._usage.ru_stime + system, 6),
+            "memory_peak_bytes": self._memory_so_far(),
+            "gpu_memory_peak_bytes": None,
+            **self._facts,
+        }
+
+
+class _ChildrenAccount:
+    """Gives the time of children that were waited for to the one thread that is measured then.
+
+    While several are, nobody can say whose a child was, and it is given to none.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # over the fields below, and the `children` of the measured
+        self._measured: list[ThreadMeasurement] = []
+        self._so_far = (0.0, 0.0)
+
+    @contextmanager
+    def open(self, measurement: ThreadMeasurement) -> Iterator[None]:
+        """Count `measurement` among those that run, in the block."""
+        with self._lock:
+            self._settle()
+            self._measured.append(measurement)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._settle()
+                self._measured.remove(measurement)
+
+    def settle(self) -> None:
+        """Bring the account up to now."""
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before, self._so_far = self._so_far, (usage.ru_utime, usage.ru_stime)
+        if len(self._measured) == 1:
+            (alone,) = self._measured
+            user, system = alone.children
+            alone.children = (
+                user + self._so_far[0] - before[0],
+                system + self._so_far[1] - before[1],
+            )
 
 
 class _ChildrenSampler:
@@ -164,9 +253,12 @@ class _ChildrenSampler:
             self._shared = shared
         self._wanted.set()
 
-    def stop(self) -> int:
-        """Look once more, and return the peak in bytes; 0 when there were no children."""
+    def stop(self) -> None:
+        """Look no more, but when asked to."""
         self._wanted.clear()
+
+    def look(self) -> int:
+        """Look now, and return the peak since `start` in bytes; 0 when there were no children."""
         self._sample()
         with self._lock:
             return self._peak
@@ -178,7 +270,8 @@ class _ChildrenSampler:
             self._pause.wait(interval)
             if self._wanted.is_set():
                 begun = time.thread_time()
-                self._sample()
+                with suppress(OSError):  # the job may have used up its files for the moment
+                    self._sample()
                 # Many processes, or a slow kernel: it must not cost what it is to measure.
                 interval = max(_INTERVAL, 50 * (time.thread_time() - begun))
                 usage = resource.getrusage(resource.RUSAGE_THREAD)

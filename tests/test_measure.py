@@ -1,0 +1,54 @@
+"""What one job used: children, and memory that is not its own or not its own alone."""
+
+import resource
+import subprocess
+import sys
+import unittest
+
+from seamless_jobserver.transport import import_seamless_remote
+
+import_seamless_remote()
+
+from seamless_jobserver.worker.measure import Meter  # noqa: E402
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
+
+
+def burn():
+    """Use 0.3 s of a processor in a child; return what the kernel says that it used."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-S", "-E", "-c", BURN], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+class Measured(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.meter = Meter()
+
+    def cpu(self, measurement):
+        runtime = measurement.finish()
+        return runtime["cpu_user_seconds"] + runtime["cpu_system_seconds"]
+
+
+class Threads(Measured):
+    def test_children_count_for_the_one_that_runs_alone(self):
+        with self.meter.measure_thread() as measurement:
+            used = burn() + burn()
+            self.assertAlmostEqual(self.cpu(measurement), used, delta=0.1)
+        with self.meter.measure_thread() as measurement:
+            self.assertLess(self.cpu(measurement), 0.1)
+
+    def test_children_that_end_while_several_run_count_for_none_of_them(self):
+        with self.meter.measure_thread() as first:
+            used = burn()
+            with self.meter.measure_thread() as second:
+                burn()
+                self.assertLess(self.cpu(second), 0.1)
+            used += burn()
+        self.assertAlmostEqual(self.cpu(first), used, delta=0.1)
+
+
+if __name__ == "__main__":
+    unittest.main()
