@@ -156,15 +156,28 @@ class Status(Watched):
     def test_looking_does_not_keep_an_unused_server_alive(self):
         server = self.start("--timeout", "2", name="short")
         began = time.monotonic()
-        looks = 0
+        left = []
         while server.process.poll() is None:
             self.assertLess(time.monotonic() - began, 20, "it is kept alive")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                left = server.request("GET", "/status").json["server"]["idle_left"]
-                self.assertLessEqual(left, 2)
-                looks += 1
-        self.assertGreater(looks, 10)
+                left.append(server.request("GET", "/status").json["server"]["idle_left"])
+        self.assertGreater(len(left), 10)
+        self.assertLessEqual(max(left), 2)
+        self.assertEqual(left, sorted(left, reverse=True), "it counts down")
+        self.assertLess(left[-1], 1)
         self.assertEqual(server.process.wait(PATIENCE), 0)
+
+    def test_nothing_is_counted_down_while_a_job_runs_or_is_canceled_and_runs_on(self):
+        self.server = self.start("--timeout", "3600", name="used")
+        wait_until(lambda: self.status()["server"]["idle_left"], "it is unused")
+        checksum, answer = self.hold()
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.server.cancel(checksum)
+        answer.result(PATIENCE)
+        wait_until(lambda: not self.status()["running"], "it has ended for its caller")
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.gate.touch()
+        wait_until(lambda: self.status()["server"]["idle_left"], "its work has ended too")
 
 
 class Logs(Watched):

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
@@ -74,6 +75,10 @@ class Overview:
         self._lock = threading.Lock()  # over the two below
         self._present = b""
         self._until = 0.0
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Leave the request that is being answered out of what counts as activity meanwhile."""
+        return self._activity.watched()
 
     def status(self, after: int) -> bytes:
         """Return the JSON of ``/status``, with the jobs that ended after the one of number `after`.
@@ -195,8 +200,9 @@ class Overview:
     def _describe_server(self) -> dict[str, Any]:
         facts = self._facts
         left = None
-        if facts.idle_timeout is not None:
-            left = round(max(0.0, facts.idle_timeout - self._activity.idle_seconds()), 1)
+        idle = self._activity.idle_seconds()
+        if facts.idle_timeout is not None and idle:
+            left = round(max(0.0, facts.idle_timeout - idle), 1)
         return {
             "name": "seamless-jobserver",
             "version": self._versions["jobserver"],

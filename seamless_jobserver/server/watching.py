@@ -58,28 +58,30 @@ class Watching:
 
         Raises a `RequestError`.
         """
-        path, _, query = head.target.partition("?")
-        if path == "/":
-            response = self._page["index.html"] if _wants_page(head) else None
-        elif path.startswith("/page/"):
-            response = self._page.get(path.removeprefix("/page/"))
-        elif path == "/status":
-            response = self._status(query)
-        elif path == "/metrics":
-            text = self._overview.metrics()
-            response = text_response(200, text, Content_Type=CONTENT_TYPE)
-        elif path == "/jobs":
-            response = self._jobs(query)
-        elif path.startswith("/jobs/"):
-            response = self._job(path.removeprefix("/jobs/"), query, head)
-        else:
-            response = None
+        with self._overview.watched():
+            response = self._answer(head)
         if response is None:
             return None
         if head.method not in ("GET", "HEAD"):
             return text_response(405, "405: Method Not Allowed", Allow="GET, HEAD")
         fields = {**_FIELDS, **response.fields}
         return dataclasses.replace(response, fields=fields, watching=True)
+
+    def _answer(self, head: http1.RequestHead) -> Response | None:
+        path, _, query = head.target.partition("?")
+        if path == "/":
+            return self._page["index.html"] if _wants_page(head) else None
+        if path.startswith("/page/"):
+            return self._page.get(path.removeprefix("/page/"))
+        if path == "/status":
+            return self._status(query)
+        if path == "/metrics":
+            return text_response(200, self._overview.metrics(), Content_Type=CONTENT_TYPE)
+        if path == "/jobs":
+            return self._jobs(query)
+        if path.startswith("/jobs/"):
+            return self._job(path.removeprefix("/jobs/"), query, head)
+        return None
 
     def _status(self, query: str) -> Response:
         return json_response(self._overview.status(_number(query, "after") or 0))
