@@ -104,13 +104,10 @@ class Overview:
         found = self._ask(lambda: self._job(checksum))
         if found is None:
             return None
-        line, detail, output = found
-        size = dropped = 0
-        if output is not None:
-            dropped = self._service.output.dropped(output)
-            size = dropped + self._service.output.read(output, 0)[1]
-        told = line[:-1], detail[1:-1], size, dropped
-        return b'%s, %s, "output": %d, "dropped": %d}' % told
+        line, detail, output, working = found
+        dropped, size = (0, 0) if output is None else self._service.output.extent(output)
+        more = {"working": working, "output": size, "dropped": dropped}
+        return b"%s, %s, %s" % (line[:-1], detail[1:-1], json.dumps(more).encode()[1:])
 
     def metrics(self) -> str:
         """Return the text of ``/metrics``."""
@@ -127,17 +124,31 @@ class Overview:
         journal = self._service.journal
         return journal.since(after, MOST_ENDED), journal.latest
 
-    def _job(self, checksum: str) -> tuple[bytes, bytes, str | None] | None:
+    def _job(self, checksum: str) -> tuple[bytes, bytes, str | None, bool] | None:
         found = self._service.journal.of(checksum)
         if isinstance(found, Entry):
             detail: dict[str, Any] = {"pins": pins(found.job), "message": None, "runtime": {}}
             line = json.dumps(self._describe(found)).encode()
-            return line, json.dumps(detail).encode(), found.output
+            return line, json.dumps(detail).encode(), found.output, found.started is not None
         if isinstance(found, Ended):
             nothing = b'{"pins": null, "message": null, "runtime": {}}'
             detail_kept = nothing if found.detail is None else zlib.decompress(found.detail)
-            return found.line, detail_kept, found.output
+            working = any(
+                entry.job.checksum == checksum and entry.output == found.output
+                for entry in self._canceled_running()
+            )
+            return found.line, detail_kept, found.output, working
         return None
+
+    def _canceled_running(self) -> list[Entry]:
+        """Return the jobs that have ended for their callers while their work goes on."""
+        found = []
+        for slot in self._service.all_slots:
+            job = self._service.job_in(slot)
+            entry = self._service.journal.in_slot(slot.number)
+            if job is not None and not job.state.active and entry is not None and entry.job is job:
+                found.append(entry)
+        return found
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
         slot = self._service.place_of(entry.job)
@@ -173,12 +184,14 @@ class Overview:
                     "jobs": journal.jobs_of_slot[slot.number],
                     "job": None if job is None else job.checksum,
                     "phase": None if job is None else slot.phase.words,
+                    "canceled": job is not None and not job.state.active,
                     "problem": slot.problem,
                 }
             )
         return {
             "workers": workers,
             "running": [self._describe(entry) for entry in running],
+            "canceled_running": [self._describe(entry) for entry in self._canceled_running()],
             "waiting": [self._describe(entry) for entry in waiting[:MOST_WAITING]],
             "waiting_count": len(waiting),
             "oldest_waiting": _age(waiting),
@@ -252,6 +265,12 @@ class Overview:
                 "gauge",
                 "Jobs that run, those inside others included.",
                 len(journal.under_way) - len(waiting),
+            ),
+            _one(
+                "jobs_canceled_running",
+                "gauge",
+                "Canceled jobs whose work goes on and holds a worker.",
+                len(self._canceled_running()),
             ),
             _one("queue_length", "gauge", "Jobs that wait for a worker.", len(waiting)),
             _one(
