@@ -5,10 +5,10 @@ while the job runs, after it, and when the worker is dead. Nobody else can look 
 is the user's alone.
 
 The disk that they take is bounded. Of a job that has ended the last `KEPT` bytes stay, until the
-files of later jobs push them out (`TOTAL`, `MOST`); how much it was is remembered for longer. A job that runs and prints without end loses the
-beginning of its file: the kernel is asked to give back those blocks (fallocate(2),
-``FALLOC_FL_PUNCH_HOLE``), since the job goes on writing at its end. On a file system that cannot do
-that the file is cut down when the job has ended.
+files of later jobs push them out (`TOTAL`, `MOST`); how much it was is remembered for longer. A job
+that runs and prints without end loses the beginning of its file: the kernel is asked to give back
+those blocks (fallocate(2), ``FALLOC_FL_PUNCH_HOLE``), since the job goes on writing at its end. On
+a file system that cannot do that the file is cut down when the job has ended.
 """
 
 import ctypes

@@ -23,10 +23,10 @@ from seamless_jobserver import __version__
 from seamless_jobserver.processtree import tree_memory
 from seamless_jobserver.server.access import user_name
 from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.exposition import age_of_first, canceled_running, expose
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.journal import Ended, Entry, describe, pins
-from seamless_jobserver.server.metrics import Metric, render
 from seamless_jobserver.server.service import Service
 
 VERSION: Final = 1
@@ -111,8 +111,8 @@ class Overview:
 
     def metrics(self) -> str:
         """Return the text of ``/metrics``."""
-        now = self._ask(self._counts)
-        return render(now, self._ask(self._histograms))
+        counts = self._http.counts
+        return str(self._ask(lambda: expose(self._service, counts, time.time() - self._started)))
 
     def _ask(self, look: Callable[[], Any]) -> Any:
         async def on_the_loop() -> Any:
@@ -135,20 +135,10 @@ class Overview:
             detail_kept = nothing if found.detail is None else zlib.decompress(found.detail)
             working = any(
                 entry.job.checksum == checksum and entry.output == found.output
-                for entry in self._canceled_running()
+                for entry in canceled_running(self._service)
             )
             return found.line, detail_kept, found.output, working
         return None
-
-    def _canceled_running(self) -> list[Entry]:
-        """Return the jobs that have ended for their callers while their work goes on."""
-        found = []
-        for slot in self._service.all_slots:
-            job = self._service.job_in(slot)
-            entry = self._service.journal.in_slot(slot.number)
-            if job is not None and not job.state.active and entry is not None and entry.job is job:
-                found.append(entry)
-        return found
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
         slot = self._service.place_of(entry.job)
@@ -191,10 +181,12 @@ class Overview:
         return {
             "workers": workers,
             "running": [self._describe(entry) for entry in running],
-            "canceled_running": [self._describe(entry) for entry in self._canceled_running()],
+            "canceled_running": [
+                self._describe(entry) for entry in canceled_running(self._service)
+            ],
             "waiting": [self._describe(entry) for entry in waiting[:MOST_WAITING]],
             "waiting_count": len(waiting),
-            "oldest_waiting": _age(waiting),
+            "oldest_waiting": age_of_first(waiting),
             "totals": {
                 name: journal.totals[name]
                 for name in (
@@ -234,104 +226,6 @@ class Overview:
             "idle_left": left,
             "ending": self._http.closing,
         }
-
-    def _counts(self) -> list[Metric]:
-        journal = self._service.journal
-        waiting = journal.waiting
-        slots = self._service.all_slots
-        traffic = journal.traffic
-        connections, accepted, refused = self._http.counts
-        states = ("done", "failed", "crashed", "canceled", "lost")
-        slot_states = {"starting": 0, "idle": 0, "busy": 0, "down": 0}
-        for slot in slots:
-            slot_states[slot.state.value] += 1
-        return [
-            Metric(
-                "jobs_total",
-                "counter",
-                "Jobs that have ended, by how.",
-                {state: journal.totals[state] for state in states},
-                "outcome",
-            ),
-            _one("jobs_received_total", "counter", "Jobs received.", journal.totals["received"]),
-            _one(
-                "jobs_joined_total",
-                "counter",
-                "Requests that joined a job under way.",
-                journal.totals["joined"],
-            ),
-            _one(
-                "jobs_running",
-                "gauge",
-                "Jobs that run, those inside others included.",
-                len(journal.under_way) - len(waiting),
-            ),
-            _one(
-                "jobs_canceled_running",
-                "gauge",
-                "Canceled jobs whose work goes on and holds a worker.",
-                len(self._canceled_running()),
-            ),
-            _one("queue_length", "gauge", "Jobs that wait for a worker.", len(waiting)),
-            _one(
-                "queue_oldest_seconds",
-                "gauge",
-                "Age of the job that has waited longest.",
-                _age(waiting) or 0.0,
-            ),
-            Metric("slots", "gauge", "Worker slots, by state.", slot_states, "state"),
-            _one(
-                "worker_restarts_total",
-                "counter",
-                "Workers that were replaced.",
-                self._service.workers_ended,
-            ),
-            _one(
-                "staged_bytes_total",
-                "counter",
-                "Bytes of inputs fetched from servers.",
-                traffic.staged,
-            ),
-            _one("stored_bytes_total", "counter", "Bytes of results stored.", traffic.stored),
-            _one(
-                "cache_hits_total",
-                "counter",
-                "Inputs that were at hand: kept from earlier jobs, or in a read folder.",
-                traffic.cache_hits,
-            ),
-            _one(
-                "cache_misses_total",
-                "counter",
-                "Inputs fetched from a server.",
-                traffic.cache_misses,
-            ),
-            _one("connections", "gauge", "Open connections.", connections),
-            _one("connections_total", "counter", "Connections accepted.", accepted),
-            _one(
-                "refused_total",
-                "counter",
-                "Connections and requests refused by the access rules.",
-                refused,
-            ),
-            _one(
-                "uptime_seconds", "gauge", "Seconds since the start.", time.time() - self._started
-            ),
-        ]
-
-    def _histograms(self) -> dict[str, Any]:
-        journal = self._service.journal
-        return {
-            "run_seconds": ("Seconds from the start of a job to its end.", journal.run_times),
-            "queue_seconds": ("Seconds that jobs waited for a worker.", journal.queue_times),
-        }
-
-
-def _one(name: str, kind: str, about: str, value: float) -> Metric:
-    return Metric(name, kind, about, {"": value})
-
-
-def _age(waiting: list[Entry]) -> float | None:
-    return round(max(0.0, time.time() - waiting[0].received), 3) if waiting else None
 
 
 def _version(package: str) -> str:
