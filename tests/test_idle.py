@@ -53,9 +53,24 @@ class Activities(unittest.TestCase):
         activity = Activity(clock)
         clock.now += 10
         with activity.ongoing() as mark:
-            mark.counts = False
             self.assertEqual(activity.idle_seconds(), 0)
+            mark.counts = False
+            self.assertEqual(activity.idle_seconds(), 10)
         self.assertEqual(activity.idle_seconds(), 10)
+
+    def test_a_watcher_is_left_out_and_everything_else_still_counts(self):
+        clock = Clock()
+        activity = Activity(clock)
+        clock.now += 10
+        with activity.ongoing() as mark, activity.watched():
+            self.assertEqual(activity.idle_seconds(), 10)
+            with activity.ongoing():
+                self.assertEqual(activity.idle_seconds(), 0)
+            clock.now += 3
+            self.assertEqual(activity.idle_seconds(), 3)
+            mark.counts = False
+        clock.now += 1
+        self.assertEqual(activity.idle_seconds(), 4)
 
 
 class AtTheVeryMoment(unittest.TestCase):
@@ -127,6 +142,20 @@ class Timers(unittest.TestCase):
             timer.start()
             self.assertFalse(expired.wait(0.5))
         self.assertTrue(expired.wait(20))
+
+    def test_a_look_under_way_as_it_fires_does_not_put_the_end_off_by_a_timeout(self):
+        clock = Clock()
+        activity = Activity(clock)
+        timer, expired = self.make(1000, activity)
+        with activity.ongoing() as mark:
+            clock.now += 1001
+            with mock.patch.object(timer, "_set") as later:
+                timer._look()
+            (pause,) = later.call_args.args
+            self.assertLess(pause, 10)
+            mark.counts = False
+        timer._look()
+        self.assertTrue(expired.is_set())
 
     def test_it_does_not_expire_once_it_is_closed(self):
         before = threading.active_count()

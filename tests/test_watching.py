@@ -3,9 +3,11 @@
 import contextlib
 import http.client
 import json
+import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +27,12 @@ CRASHING = "def crashing(n):\n    import os\n    os._exit(3)\n"
 WAITING = (
     "def waiting(gate):\n    import os, time\n    print('it waits', flush=True)\n"
     "    while not os.path.exists(gate): time.sleep(0.01)\n    print('it goes on')\n    return 1\n"
+)
+OUTER = (
+    "def outer(gate):\n    from seamless.transformer import direct\n"
+    "    def inner(gate):\n        import os, time\n        print('inside it', flush=True)\n"
+    "        while not os.path.exists(gate): time.sleep(0.01)\n        return 1\n"
+    "    return direct(inner)(gate)\n"
 )
 HOSTILE = "def f(n):\n    print('<script>alert(1)</script>\\x1b[2J')\n    return n\n"
 
@@ -67,6 +75,16 @@ class Watched(OnAStore):
 
     def job(self, checksum):
         return self.get(f"/jobs/{checksum}", Accept="application/json").json
+
+    def log(self, checksum, start):
+        """Return what there is from a byte on, the byte that it begins at, and the run."""
+        answer = self.get(f"/jobs/{checksum}/log?from={start}")
+        return answer.text, int(answer.headers["output-start"]), answer.headers["output-run"]
+
+    def metric(self, name):
+        return int(
+            re.search(rf"^seamless_jobserver_{name} (\S+)$", self.get("/metrics").text, re.M)[1]
+        )
 
 
 class Status(Watched):
@@ -156,15 +174,28 @@ class Status(Watched):
     def test_looking_does_not_keep_an_unused_server_alive(self):
         server = self.start("--timeout", "2", name="short")
         began = time.monotonic()
-        looks = 0
+        left = []
         while server.process.poll() is None:
             self.assertLess(time.monotonic() - began, 20, "it is kept alive")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                left = server.request("GET", "/status").json["server"]["idle_left"]
-                self.assertLessEqual(left, 2)
-                looks += 1
-        self.assertGreater(looks, 10)
+                left.append(server.request("GET", "/status").json["server"]["idle_left"])
+        self.assertGreater(len(left), 10)
+        self.assertLessEqual(max(left), 2)
+        self.assertEqual(left, sorted(left, reverse=True), "it counts down")
+        self.assertLess(left[-1], 1)
         self.assertEqual(server.process.wait(PATIENCE), 0)
+
+    def test_nothing_is_counted_down_while_a_job_runs_or_is_canceled_and_runs_on(self):
+        self.server = self.start("--timeout", "3600", name="used")
+        wait_until(lambda: self.status()["server"]["idle_left"], "it is unused")
+        checksum, answer = self.hold()
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.server.cancel(checksum)
+        answer.result(PATIENCE)
+        wait_until(lambda: not self.status()["running"], "it has ended for its caller")
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.gate.touch()
+        wait_until(lambda: self.status()["server"]["idle_left"], "its work has ended too")
 
 
 class Logs(Watched):
@@ -202,10 +233,40 @@ class Logs(Watched):
         wait_until(lambda: self.connections() == before, "its thread has ended")
 
     def connections(self):
-        return int(self.metric("connections"))
+        return self.metric("connections")
 
-    def metric(self, name):
-        return re.search(rf"^seamless_jobserver_{name} (\S+)$", self.get("/metrics").text, re.M)[1]
+    def test_output_is_read_on_from_the_byte_that_was_reached(self):
+        checksum, answer = self.hold()
+        wait_until(lambda: self.log(checksum, 0)[0] == "it waits\n", "it has printed")
+        run = self.log(checksum, 0)[2]
+        self.assertEqual(self.log(checksum, 3), ("waits\n", 3, run))
+        self.assertEqual(self.log(checksum, 9), ("", 9, run))
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertEqual(self.log(checksum, 9), ("it goes on\n", 9, run))
+        self.assertEqual(self.get(f"/jobs/{checksum}/log?from=x").status, 400)
+
+    def test_a_job_that_is_queued_again_is_followed_into_its_next_run(self):
+        content = b"promised"
+        request = self.store.request("def f(a):\n    print('begun')\n    return 1\n", a=content)
+        promised = request["transformation_dict"]["a"][2]
+        for path in self.store.buffers.rglob(promised):
+            path.unlink()
+        self.store.promise(promised)
+        answer = self.callers.submit(self.server.run, request)
+        log = lambda: self.server.log  # noqa: E731
+        wait_until(lambda: "waiting for input" in log(), "it waits for its input")
+        first = self.log(request["tf_checksum"], 0)[2]
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/jobs/{request['tf_checksum']}/log?follow")
+            response = connection.getresponse()
+            os.kill(self.status()["workers"][0]["pid"], signal.SIGKILL)
+            wait_until(lambda: "goes back to the queue" in log(), "it is queued again")
+            self.store.put(content)
+            self.assertEqual(response.read(), b"begun\n")
+        answer.result(PATIENCE)
+        self.assertNotEqual(self.log(request["tf_checksum"], 0)[2], first)
 
     def test_hostile_output_stays_text(self):
         checksum, answer = self.run_job(HOSTILE, n=1)
@@ -214,6 +275,45 @@ class Logs(Watched):
         self.assertIn("<script>", log.text)
         self.assertEqual(log.headers["content-type"], "text/plain; charset=utf-8")
         self.assertEqual(log.headers["x-content-type-options"], "nosniff")
+
+
+class CanceledButRunning(Watched):
+    def test_it_is_told_for_as_long_as_its_work_holds_the_worker(self):
+        checksum, answer = self.hold()
+        wait_until(lambda: self.log(checksum, 0)[0] == "it waits\n", "it has printed")
+        self.server.cancel(checksum)
+        self.assertIn("canceled", answer.result(PATIENCE).text)
+        wait_until(lambda: self.status()["canceled_running"], "it is told")
+        status = self.status()
+        (job,) = status["canceled_running"]
+        self.assertEqual((job["checksum"], job["name"]), (checksum, "waiting"))
+        self.assertEqual((job["state"], job["worker"]), ("canceled", 1))
+        self.assertEqual(status["running"], [])
+        self.assertTrue(status["workers"][0]["canceled"])
+        self.assertTrue(self.job(checksum)["working"])
+        self.assertEqual(self.metric("jobs_canceled_running"), 1)
+        self.gate.touch()
+        wait_until(lambda: not self.status()["canceled_running"], "its work has ended")
+        self.assertEqual(self.metric("jobs_canceled_running"), 0)
+        self.assertFalse(self.status()["workers"][0]["canceled"])
+        self.assertFalse(self.job(checksum)["working"])
+        self.assertEqual(self.log(checksum, 9)[0], "it goes on\n", "what it printed after it")
+
+
+class Hosted(Watched):
+    def test_it_tells_which_job_it_runs_in_and_that_its_output_is_there(self):
+        outer, answer = self.run_job(OUTER, gate=str(self.gate))
+        running = wait_until(
+            lambda: len(self.status()["running"]) == 2 and self.status()["running"], "both run"
+        )
+        (inner,) = (job for job in running if job["hosted"])
+        self.assertEqual(inner["within"], outer)
+        wait_until(lambda: "inside it" in self.log(outer, 0)[0], "the outer job's output has it")
+        self.assertIn(f"job {outer}", self.get(f"/jobs/{inner['checksum']}/log").text)
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertEqual(self.job(inner["checksum"])["within"], outer)
+        self.assertIsNone(self.job(outer)["within"])
 
 
 class Metrics(Watched):
