@@ -21,6 +21,7 @@ from seamless_jobserver.errors import InvalidJSON, InvalidPayload
 from seamless_jobserver.messages import RunRequest
 from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.connection import ClientGone, Connection, Terms
+from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.payload import parse_run_request
 from seamless_jobserver.server.places import Places
@@ -133,6 +134,7 @@ _TERMS = Terms(
     lambda kind: None,
     Places(1),
     Places(1),
+    Hangups(),
 )
 
 

@@ -73,6 +73,21 @@ class Activities(unittest.TestCase):
         self.assertEqual(activity.idle_seconds(), 4)
 
 
+class Marks(unittest.TestCase):
+    def test_what_turns_out_to_count_does_so_from_then_on(self):
+        clock = Clock()
+        activity = Activity(clock)
+        clock.now += 10
+        with activity.ongoing() as mark:
+            mark.counts = False
+            self.assertEqual(activity.idle_seconds(), 10)
+            mark.counts = True
+            self.assertEqual(activity.idle_seconds(), 0)
+        self.assertEqual(activity.idle_seconds(), 0)
+        clock.now += 5
+        self.assertEqual(activity.idle_seconds(), 5)
+
+
 class AtTheVeryMoment(unittest.TestCase):
     """A connection that was made as the idle timer expired, on a real socket."""
 

@@ -22,17 +22,20 @@ What keeps a connection honest:
 - A head and its body leave in one ``send``, with Nagle's algorithm off.
 """
 
+import concurrent.futures
 import contextlib
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from seamless_jobserver import http1
 from seamless_jobserver.server.access import Gate, Refused, Standing
+from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity, Mark
 from seamless_jobserver.server.places import Places
 from seamless_jobserver.server.response import (
@@ -59,8 +62,13 @@ _LINGER: Final = 1.0
 _CHUNK: Final = 256 * 1024
 _ROOM_INTERVAL: Final = 0.1
 
-Answerer = Callable[[http1.RequestHead, bytes, Callable[[], float]], Response]
-"""Given a request's head, its body, and what to call while it waits; see `Routes.answer`."""
+_AT_ONCE: Final = 0.05
+"""Seconds within which most answers come."""
+
+Answerer = Callable[
+    [http1.RequestHead, bytes, Callable[["concurrent.futures.Future[Any]"], None]], Response
+]
+"""Given a request's head, its body, and what waits for a future; see `Routes.answer`."""
 
 
 class ClientGone(Exception):
@@ -74,7 +82,8 @@ class Terms:
     `max_body` is in bytes. It can be small: a transformation names its buffers and does not hold
     them. `closing` says whether connections should end after their present request;
     `note_refusal` is given the kind of each request that the gate does not let in. `places` are
-    those of connections whose client is known, `strangers` those of the others.
+    those of connections whose client is known, `strangers` those of the others. `hangups` tells
+    of clients that have gone.
     """
 
     gate: Gate
@@ -84,6 +93,7 @@ class Terms:
     note_refusal: Callable[[str], None]
     places: Places
     strangers: Places
+    hangups: Hangups
 
 
 class Connection:
@@ -143,7 +153,7 @@ class Connection:
                     return
                 mark.counts = True
                 self._prepare_to_wait(head)
-                response = answer(head, body, self._wait)
+                response = answer(head, body, self._wait_for)
                 mark.counts = not response.watching
                 keep_alive = head.keep_alive and self._stays and not self._terms.closing()
                 if response.unheard is not None:
@@ -275,17 +285,29 @@ class Connection:
         )
         self._next_processing = time.monotonic() + PROCESSING_INTERVAL
 
-    def _wait(self) -> float:
-        """Show the client that its job goes on, and look whether it is still there."""
+    def _wait_for(self, answer: "concurrent.futures.Future[Any]") -> None:
+        """Wait until `answer` is there, and see that the client is too. Raises `ClientGone`."""
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            # Most answers come at once, and need no watching.
+            answer.exception(_AT_ONCE)
+            return
+        news = threading.Event()
+        answer.add_done_callback(lambda _: news.set())
+        with self._terms.hangups.watching(self.socket, news.set):
+            while not answer.done():
+                self._show_progress()
+                news.wait(max(0.0, self._next_processing - time.monotonic()))
+                news.clear()
+
+    def _show_progress(self) -> None:
         now = time.monotonic()
         if now >= self._next_processing:
             if self._processing:
                 self.socket.settimeout(WRITE_LIMIT)
                 self.socket.sendall(self._processing)
             self._next_processing = now + PROCESSING_INTERVAL
-        if self._client_gone() and not self._terms.closing():
+        if self._client_gone():
             raise ClientGone("it closed the connection before its job had ended")
-        return min(1.0, self._next_processing - now)
 
     def _write(self, response: Response, keep_alive: bool, head_only: bool) -> None:
         message = render(response, keep_alive=keep_alive, head_only=head_only)
@@ -297,7 +319,7 @@ class Connection:
     ) -> None:
         """Write an answer that matters to others too if this client is not there to hear it."""
         try:
-            # It is looked for once a second only, and may have gone since.
+            # It may have gone since it was looked for.
             if self._client_gone():
                 raise ClientGone("it closed the connection just before its job had ended")
             self._write(response, keep_alive, head_only)
@@ -342,6 +364,8 @@ class Connection:
                 return
 
     def _client_gone(self) -> bool:
+        if self._terms.closing() or not self._stays:
+            return False  # it is we who have shut down the reading side
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)
         # TLS says goodbye inside the stream, so that what has come must be taken to be seen.

@@ -23,7 +23,7 @@ _LOOK: Final = 60.0
 
 
 class Hangups:
-    """Watches connections for threads that wait. Any thread may call it; `close` it once."""
+    """Watches connections for threads that wait. Any thread may call it."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()
@@ -58,8 +58,10 @@ class Hangups:
                         self._poll.unregister(descriptor)
 
     def close(self, timeout: float) -> None:
-        """Watch nothing more, and end the thread within `timeout` seconds."""
+        """Watch nothing more, and end the thread within `timeout` seconds. Once is enough."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._wake.clear()
         os.eventfd_write(self._end, 1)

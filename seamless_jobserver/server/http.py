@@ -21,6 +21,7 @@ from typing import Any, Final
 from seamless_jobserver.server.access import Gate, Refused
 from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
 from seamless_jobserver.server.doorstep import Doorstep
+from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.places import STRANGERS, Places
 from seamless_jobserver.server.refusals import Refusals
@@ -61,6 +62,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._closing = threading.Event()
         self._refusals = Refusals()
         self._gate = gate
+        self._hangups = Hangups()
         self._terms = Terms(
             gate=gate,
             tls=tls,
@@ -69,6 +71,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             note_refusal=self._refusals.note,
             places=Places(max_connections),
             strangers=Places(STRANGERS, least_idle=0.0, spare=False),
+            hangups=self._hangups,
         )
         self._doorstep = Doorstep()
         self.address_family = socket.AddressFamily(family)
@@ -148,6 +151,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._join(deadline)
         self._shut_down(socket.SHUT_RDWR)
         self._join(time.monotonic() + 1.0)
+        self._hangups.close(1.0)
         return len(self._snapshot())
 
     def get_request(self) -> tuple[socket.socket, Any]:
