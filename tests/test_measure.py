@@ -9,8 +9,10 @@ from seamless_jobserver.transport import import_seamless_remote
 
 import_seamless_remote()
 
+from seamless_jobserver.processtree import read_memory  # noqa: E402
 from seamless_jobserver.worker.measure import Meter  # noqa: E402
 
+MEGABYTE = 2**20
 BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
 
 
@@ -48,6 +50,24 @@ class Threads(Measured):
                 self.assertLess(self.cpu(second), 0.1)
             used += burn()
         self.assertAlmostEqual(self.cpu(first), used, delta=0.1)
+
+
+class Memory(Measured):
+    def test_what_earlier_jobs_left_does_not_count_for_as_long_as_it_is_there(self):
+        # (what the job takes after it has driven out 200 MB, its peak without what is its process's)
+        for more, expected in ((300, 500), (50, 250)):
+            with self.subTest(more):
+                kept = {"earlier": b"x" * 200 * MEGABYTE}
+                memory = read_memory()
+                process = memory.resident - memory.files - 200 * MEGABYTE
+                measurement = self.meter.start(lambda k=kept: sum(map(len, k.values())))
+                inputs = b"y" * 200 * MEGABYTE
+                kept.clear()
+                measurement.inputs_fetched()
+                taken = b"z" * more * MEGABYTE
+                del inputs, taken
+                peak = measurement.finish()["memory_peak_bytes"] - process
+                self.assertAlmostEqual(peak / MEGABYTE, expected, delta=20)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ class Execution:
         with what a person would call the job, as soon as that is known, and `mend` when its code
         has ended, in whichever way, before anything else is done.
         """
-        measurement = meter.start(self._staging.kept)
+        self._staging.begin_job()
+        measurement = meter.start(lambda: self._staging.kept_from_earlier)
         try:
             stored = self._run(request, input_timeout, measurement, enter, call, mend)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
@@ -128,6 +129,7 @@ class Execution:
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
         )
+        measurement.inputs_fetched()
         call(name_of(request.transformation))
         probes = record.probe_context(request, self._staging)
         enter(Phase.RUNNING)
