@@ -7,6 +7,8 @@
   high-water mark is read, so that nothing is lost between two looks but what a child gained in
   its last moments. A child that came and went in between is found in the kernel's count, when it
   was larger than all before it.
+- What several of them share counts once. (After a fork, for one, they share all that none has
+  written to.)
 - Left out are the files of the program (shared libraries and the like) that are in memory before
   the job begins: they are shared with every other worker and belong to no job.
 - Left out, too, are the inputs that are kept from earlier jobs, for as long as they are kept: a
@@ -22,7 +24,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from seamless_jobserver.processtree import descendants, has_children, read_memory
+from seamless_jobserver.processtree import (
+    counted_elsewhere,
+    has_children,
+    memory_by_process,
+    read_memory,
+)
 
 _INTERVAL: Final = 0.02
 
@@ -112,16 +119,24 @@ class MemoryPeak:
     def _sample(self) -> None:
         # Most jobs have none, and to find that out for every thread would take a tenth of a
         # millisecond. Orphans further down become our children, since we are a subreaper.
-        below = descendants(os.getpid()) if has_children() else set()
+        if not has_children():
+            return
+        memory = memory_by_process(os.getpid())
+        own = memory[os.getpid()]
+        below = {pid: one for pid, one in memory.items() if pid != os.getpid()}
         if not below:
             return
-        together = 0
-        for pid in below:
-            memory = read_memory(pid)
-            together += max(0, memory.peak - memory.files)
         with self._lock:
-            together += max(0, read_memory().resident - self._files - self._earlier)
-            self._sampled = max(self._sampled, together)
+            together = max(0, own.resident - self._files - self._earlier)
+            most = together + sum(max(0, one.peak - one.files) for one in below.values())
+            if most <= self._sampled:
+                return  # without a look at what they share, which could only make it less
+            elsewhere = counted_elsewhere(memory)
+            for pid, one in below.items():
+                # The high-water mark of a process that shares memory may be of what it has shared.
+                had = one.resident - elsewhere[pid] if elsewhere[pid] else one.peak
+                together += max(0, had - one.files)
+            self._sampled = max(self._sampled, together - elsewhere[os.getpid()])
 
 
 def _largest_child() -> int:
