@@ -257,6 +257,24 @@ class Failures(Faults):
             lambda: server.run(request).status == 500 and self.runs() == 2, "it is forgotten"
         )
 
+    def test_a_buffer_that_the_jobs_code_misses_is_its_failure_and_the_code_is_run_once(self):
+        server = self.start()
+        input_checksum = self.store.put(json.dumps(self.id()).encode() + b"\n")
+        for number, (checksum, expected) in enumerate(
+            (("de" * 32, "CacheMissError"), (input_checksum, f"  a: {input_checksum}\n")), 1
+        ):
+            with self.subTest(expected):
+                request = self.traced(
+                    "    from seamless import CacheMissError, Checksum\n"
+                    f"    raise CacheMissError(Checksum({checksum!r}))\n"
+                )
+                answers = [server.run(request) for _ in range(5)]
+                self.assertEqual({answer.status for answer in answers}, {500})
+                self.assertEqual({answer.text for answer in answers}, {answers[0].text})
+                self.assertIn(expected, answers[0].text)
+                self.assertIn(checksum, answers[0].text)
+                self.assertEqual(self.runs(), number)
+
     def test_another_envelope_is_not_answered_with_a_remembered_failure(self):
         server = self.start()
         request = self.traced("    1 / 0\n")

@@ -333,6 +333,19 @@ class Metadata(OnAStore):
         self.assertLess(nested["memory"], 500e6)
         self.small()
 
+    def test_the_inputs_of_earlier_jobs_are_left_out_and_make_room_for_a_jobs_own(self):
+        server = self.start("--cache-size", "250M")
+        code = "def f(data, more):\n    taken = b'x' * more\n    return len(taken) + 0\n"
+        peaks = []
+        for data, more in ((b"1" * 200 * 10**6, 1), (b"1", 1), (b"2" * 200 * 10**6, 300 * 10**6)):
+            answer = server.run(self.store.request(code, data=data, more=more))
+            self.assertEqual(self.value(answer), more)
+            peaks.append(answer.json["record_runtime"]["memory_peak_bytes"])
+        first, small, last = peaks
+        self.assertGreater(first, 200e6)
+        self.assertLess(small, 60e6)
+        self.assertAlmostEqual(last, small + 500e6, delta=50e6)
+
     def test_the_process_is_described(self):
         runtime = self.small()
         code = "def f(a):\n    import os, socket\n    return [os.getpid(), socket.gethostname()]\n"

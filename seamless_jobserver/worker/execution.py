@@ -71,11 +71,19 @@ class Execution:
         with what a person would call the job, as soon as that is known, and `mend` when its code
         has ended, in whichever way, before anything else is done.
         """
-        measurement = meter.start(self._staging.kept)
+        self._staging.begin_job()
+        measurement = meter.start(lambda: self._staging.kept_from_earlier)
+        began = False
+
+        def note(phase: Phase) -> None:
+            nonlocal began
+            began = began or phase >= Phase.RUNNING
+            enter(phase)
+
         try:
-            stored = self._run(request, input_timeout, measurement, enter, call, mend)
+            stored = self._run(request, input_timeout, measurement, note, call, mend)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            ending, message = _explain(error, request)
+            ending, message = _explain(error, request, began=began)
             failed = Outcome(ending, message=message, runtime=measurement.finish())
             return lambda: failed
         finally:
@@ -86,7 +94,7 @@ class Execution:
             try:
                 return stored()
             except Exception as error:  # noqa: BLE001 - it becomes the outcome
-                ending, message = _explain(error, request)
+                ending, message = _explain(error, request, began=True)
                 return Outcome(ending, message=message, runtime=measurement.finish())
 
         return wait
@@ -128,6 +136,7 @@ class Execution:
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
         )
+        measurement.inputs_fetched()
         call(name_of(request.transformation))
         probes = record.probe_context(request, self._staging)
         enter(Phase.RUNNING)
@@ -208,10 +217,15 @@ class Execution:
         return wait
 
 
-def _explain(error: BaseException, request: RunRequest) -> tuple[Ending, str]:
-    """Return what an exception means for a job, and what its callers are told."""
+def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple[Ending, str]:
+    """Return what an exception means for a job, and what its callers are told.
+
+    `began` says whether the job's code may have begun: what it misses then is its failure, since a
+    job that has only not got its inputs is run again.
+    """
+    missing = Ending.FAILED if began else Ending.INPUT_MISSING
     if isinstance(error, CacheMissError):
-        return Ending.INPUT_MISSING, _describe_cache_miss(error, request)
+        return missing, _describe_cache_miss(error, request)
     for kind, ending in _ENDINGS.items():
         if isinstance(error, kind):
             return ending, str(error)

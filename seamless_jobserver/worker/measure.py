@@ -1,18 +1,7 @@
 """What one job used, measured in the process that ran it, children included.
 
 A worker runs one job at a time, so the difference between two readings of the process's clocks is
-the job's. Peak memory is not a difference:
-
-- The kernel's high-water mark of the process only rises, and is set back to the present size
-  before each job (proc(5): writing 5 to ``/proc/self/clear_refs``).
-- Of the children the kernel remembers only the largest that ever was, so they are looked at while
-  they live, every `_INTERVAL` seconds, by a thread that sleeps between jobs. Each child's own
-  high-water mark is read, so that nothing is lost between two looks but what a child gained in
-  its last moments. A child that came and went in between is found in the kernel's count, when it
-  was larger than all before it.
-- Left out are the files of the program (shared libraries and the like) that are in memory before
-  the job begins: they are shared with every other worker and belong to no job. So are the inputs
-  that are kept from earlier jobs.
+the job's. Peak memory is not a difference: `memorypeak` says how it is found.
 
 A nested transformation that runs inside the process of its job, in a thread of its own, is measured
 by that thread's clock. The children that it waits for are counted with it for as long as no other
@@ -26,27 +15,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from seamless_transformer.transformation_cache import (
     start_gpu_memory_sampler,
     stop_gpu_memory_sampler,
 )
 
-from seamless_jobserver.processtree import ProcessId, descendants, has_children, read_memory
-
-_INTERVAL: Final = 0.02
+from seamless_jobserver.processtree import ProcessId
+from seamless_jobserver.worker.memorypeak import MemoryPeak
 
 
 class Meter:
-    """Measures the jobs of this process, one at a time; make one in each worker.
-
-    Its thread, "jobserver-sampler", lives as long as the process.
-    """
+    """Measures the jobs of this process, one at a time; make one in each worker."""
 
     def __init__(self) -> None:
         self._executions = 0
@@ -58,30 +43,27 @@ class Meter:
         }
         # Looked for once: a failing import in every job would cost more than a small job does.
         self._has_gpu_library = find_spec("pynvml") is not None
-        self._children = _ChildrenSampler()
+        self._memory = MemoryPeak()
         self._account = _ChildrenAccount()
-        self._present: Measurement | None = None
 
-    def start(self, kept: int) -> "Measurement":
-        """Begin to measure the next job; `kept` bytes in memory are not its own."""
+    def start(self, kept: Callable[[], int]) -> "Measurement":
+        """Begin to measure the next job.
+
+        `kept` returns how many bytes are kept from earlier jobs, which may become fewer.
+        """
         self._executions += 1
         facts = {**self._process, "worker_execution_index": self._executions}
         gpu = start_gpu_memory_sampler() if self._has_gpu_library else None
-        self._present = Measurement(
-            facts, kept, self._children, lambda: stop_gpu_memory_sampler(gpu)
-        )
-        return self._present
+        self._memory.start(kept)
+        return Measurement(facts, self._memory, lambda: stop_gpu_memory_sampler(gpu))
 
     @contextmanager
     def measure_thread(self) -> "Iterator[ThreadMeasurement]":
         """Measure what this thread does in the block, for a run inside the present job."""
         facts = {**self._process, "worker_execution_index": self._executions, "retry_count": 0}
-        measurement = ThreadMeasurement(facts, self._account, self._memory_so_far)
+        measurement = ThreadMeasurement(facts, self._account, self._memory)
         with self._account.open(measurement):
             yield measurement
-
-    def _memory_so_far(self) -> int | None:
-        return None if self._present is None else self._present.memory_so_far()
 
 
 class Measurement:
@@ -90,18 +72,13 @@ class Measurement:
     def __init__(
         self,
         facts: dict[str, Any],
-        kept: int,
-        children: "_ChildrenSampler",
+        memory: MemoryPeak,
         stop_gpu: Callable[[], int | None],
     ) -> None:
         self._facts = facts
-        self._children = children
+        self._memory = memory
         self._stop_gpu = stop_gpu
         self._result: dict[str, Any] | None = None
-        _reset_memory_peak()
-        self._shared = read_memory().files + kept
-        self._largest_child = _largest_child()
-        children.start(self._shared)
         self._started_at = datetime.now(timezone.utc)
         self._cpu = self._cpu_seconds()
         self._wall = time.perf_counter()
@@ -111,14 +88,14 @@ class Measurement:
         if self._result is None:
             wall = time.perf_counter() - self._wall
             user, system = self._cpu_seconds()
-            self._children.stop()
+            self._memory.stop()
             self._result = {
                 "started_at": _utc(self._started_at),
                 "finished_at": _utc(datetime.now(timezone.utc)),
                 "wall_time_seconds": round(wall, 6),
                 "cpu_user_seconds": round(user - self._cpu[0], 6),
                 "cpu_system_seconds": round(system - self._cpu[1], 6),
-                "memory_peak_bytes": self.memory_so_far(),
+                "memory_peak_bytes": self._memory.so_far(),
                 "gpu_memory_peak_bytes": self._stop_gpu(),
                 **self._facts,
             }
@@ -131,26 +108,12 @@ class Measurement:
         """
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        user, system = self._children.cpu_seconds
+        user, system = self._memory.cpu_seconds
         return own.ru_utime + children.ru_utime - user, own.ru_stime + children.ru_stime - system
 
-    def memory_so_far(self) -> int:
-        """Return the peak of memory up to now, of this process and its children."""
-        try:
-            return self._read_memory_peak(self._children.look())
-        except OSError:
-            # A job has left no file to open. The peak of the process's life is too much rather
-            # than too little, and costs no file.
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def _read_memory_peak(self, sampled: int) -> int:
-        own = read_memory().peak
-        unsampled = _largest_child()
-        if unsampled <= max(self._largest_child, own):
-            # Not the job's, or only the copy of this process that a child is before it becomes
-            # something else.
-            unsampled = 0
-        return max(own - self._shared, sampled, unsampled)
+    def inputs_fetched(self) -> None:
+        """Take note that the job's inputs are there, and may have driven out those of others."""
+        self._memory.note_driven_out()
 
 
 class ThreadMeasurement:
@@ -163,11 +126,11 @@ class ThreadMeasurement:
         self,
         facts: dict[str, Any],
         account: "_ChildrenAccount",
-        memory_so_far: Callable[[], int | None],
+        memory: MemoryPeak,
     ) -> None:
         self._facts = facts
         self._account = account
-        self._memory_so_far = memory_so_far
+        self._memory = memory
         self.children = (0.0, 0.0)
         self._started_at = datetime.now(timezone.utc)
         self._wall = time.perf_counter()
@@ -184,10 +147,14 @@ class ThreadMeasurement:
             "wall_time_seconds": round(time.perf_counter() - self._wall, 6),
             "cpu_user_seconds": round(usage.ru_utime - self._usage.ru_utime + user, 6),
             "cpu_system_seconds": round(usage.ru_stime - self._usage.ru_stime + system, 6),
-            "memory_peak_bytes": self._memory_so_far(),
+            "memory_peak_bytes": self._memory.so_far(),
             "gpu_memory_peak_bytes": None,
             **self._facts,
         }
+
+    def inputs_fetched(self) -> None:
+        """Do what `Measurement.inputs_fetched` does."""
+        self._memory.note_driven_out()
 
 
 class _ChildrenAccount:
@@ -229,82 +196,6 @@ class _ChildrenAccount:
                 user + self._so_far[0] - before[0],
                 system + self._so_far[1] - before[1],
             )
-
-
-class _ChildrenSampler:
-    """Keeps the most that this process and its descendants have had together since `start`.
-
-    `cpu_seconds` is the user and system time that its own thread has used so far.
-    """
-
-    def __init__(self) -> None:
-        self.cpu_seconds = (0.0, 0.0)
-        self._wanted = threading.Event()
-        self._pause = threading.Event()  # never set: it is waited for, with a limit
-        self._lock = threading.Lock()
-        self._peak = 0
-        self._shared = 0
-        threading.Thread(target=self._serve, name="jobserver-sampler", daemon=True).start()
-
-    def start(self, shared: int) -> None:
-        """Begin anew; `shared` bytes of this process are not the job's."""
-        with self._lock:
-            self._peak = 0
-            self._shared = shared
-        self._wanted.set()
-
-    def stop(self) -> None:
-        """Look no more, but when asked to."""
-        self._wanted.clear()
-
-    def look(self) -> int:
-        """Look now, and return the peak since `start` in bytes; 0 when there were no children."""
-        self._sample()
-        with self._lock:
-            return self._peak
-
-    def _serve(self) -> None:
-        interval = _INTERVAL
-        while True:
-            self._wanted.wait()
-            self._pause.wait(interval)
-            if self._wanted.is_set():
-                begun = time.thread_time()
-                with suppress(OSError):  # the job may have used up its files for the moment
-                    self._sample()
-                # Many processes, or a slow kernel: it must not cost what it is to measure.
-                interval = max(_INTERVAL, 50 * (time.thread_time() - begun))
-                usage = resource.getrusage(resource.RUSAGE_THREAD)
-                self.cpu_seconds = usage.ru_utime, usage.ru_stime
-
-    def _sample(self) -> None:
-        # Most jobs have none, and to find that out for every thread would take a tenth of a
-        # millisecond. Orphans further down become our children, since we are a subreaper.
-        below = descendants(os.getpid()) if has_children() else set()
-        if not below:
-            return
-        together = 0
-        for pid in below:
-            memory = read_memory(pid)
-            together += max(0, memory.peak - memory.files)
-        with self._lock:
-            together += max(0, read_memory().resident - self._shared)
-            self._peak = max(self._peak, together)
-
-
-def _largest_child() -> int:
-    """Return the most memory that any one child has had over the life of this process."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-
-
-def _reset_memory_peak() -> None:
-    # A kernel without the file, or a mount that is read-only, leaves the peak of the process's
-    # life: too much rather than too little.
-    try:
-        with open("/proc/self/clear_refs", "wb", buffering=0) as file:
-            file.write(b"5")
-    except OSError:
-        return
 
 
 def _create_time() -> float | None:
