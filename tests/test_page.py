@@ -25,13 +25,17 @@ HELD = (
     "    while not os.path.exists(gate): time.sleep(0.01)\n    print('over')\n    return n\n"
 )
 SCREENSHOTS = os.environ.get("SEAMLESS_JOBSERVER_TEST_SCREENSHOTS")
+DRAWN = re.compile(r'^<\w+ class="(?:block|swatch|tick|sign)\b')
+"""What axe cannot measure the contrast of: what overlaps on the timeline, and single signs."""
 LIMIT = PATIENCE * 1000
 """In milliseconds, as Playwright has it."""
 WORKERS = 2
 
 
-class Page(OnAStore):
+class Tabs(OnAStore):
     """One server and one browser for all tests; each test has a tab of its own."""
+
+    workers = WORKERS
 
     @classmethod
     def setUpClass(cls):
@@ -41,39 +45,29 @@ class Page(OnAStore):
         cls.server = Jobserver(
             cls.directory / "watched",
             cls.store.parameters(read_folder=True),
-            workers=WORKERS,
+            workers=cls.workers,
             flags=("--timeout", "3600"),
         )
         stack.callback(cls.server.stop)
         cls.gate = cls.directory / "gate"
-        callers = stack.enter_context(ThreadPoolExecutor(8))
+        cls.callers = stack.enter_context(ThreadPoolExecutor(8))
         stack.callback(cls.gate.touch)
-
-        def start(code, **inputs):
-            request = cls.store.request(code, **inputs)
-            return request["tf_checksum"], callers.submit(cls.server.run, request)
-
-        cls.jobs = {}
-        for name, code in (("failed", FAILED), ("crashed", CRASHED), ("hostile", HOSTILE)):
-            cls.jobs[name], answer = start(code, n=1)
-            answer.result(PATIENCE)
-        for exponent in range(20):
-            cls.jobs["done"], answer = start(DONE, base=2, exponent=exponent)
-            answer.result(PATIENCE)
-        for number in range(WORKERS):
-            cls.jobs["running"], _ = start(HELD, gate=str(cls.gate), n=number)
-        cls.wait_for(lambda status: len(status["running"]) == WORKERS, "they run")
-        cls.jobs["canceled"], answer = start(NEVER, n=1)
-        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
-        cls.server.cancel(cls.jobs["canceled"])
-        answer.result(PATIENCE)
-        cls.jobs["waiting"], _ = start(NEVER, n=2)
-        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
         cls.playwright = stack.enter_context(sync_playwright())
         cls.browser = cls.playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=CHROMIUM
         )
         stack.callback(cls.browser.close)
+        cls.jobs = {}
+        cls.prepare()
+
+    @classmethod
+    def prepare(cls):
+        """Bring the server into the state that the tests look at."""
+
+    @classmethod
+    def run_job(cls, code, **inputs):
+        request = cls.store.request(code, **inputs)
+        return request["tf_checksum"], cls.callers.submit(cls.server.run, request)
 
     @classmethod
     def wait_for(cls, found, what):
@@ -87,6 +81,7 @@ class Page(OnAStore):
         """
         options.setdefault("viewport", {"width": 1280, "height": 900})
         context = self.browser.new_context(**options)
+        self.addCleanup(context.close)
         complaints, elsewhere = [], []
         page = context.new_page()
         page.set_default_timeout(LIMIT)
@@ -122,12 +117,39 @@ class Page(OnAStore):
             page.screenshot(path=f"{SCREENSHOTS}/page-{name}.png", full_page=name != "narrow")
 
     def check_accessible(self, page):
-        found = Axe().run(page)["violations"]
-        told = [
-            f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes'][:3]]}"
-            for one in found
-        ]
+        found = Axe().run(page)
+        told = []
+        for one in found["violations"] + found["incomplete"]:
+            nodes = [
+                node["html"][:200]
+                for node in one["nodes"]
+                if not (one["id"] == "color-contrast" and DRAWN.search(node["html"]))
+            ]
+            if nodes:
+                told.append(f"{one['id']}: {one['help']}: {nodes[:3]}")
         self.assertEqual(told, [])
+
+
+class Page(Tabs):
+    """With jobs in every state."""
+
+    @classmethod
+    def prepare(cls):
+        for name, code in (("failed", FAILED), ("crashed", CRASHED), ("hostile", HOSTILE)):
+            cls.jobs[name], answer = cls.run_job(code, n=1)
+            answer.result(PATIENCE)
+        for exponent in range(20):
+            cls.jobs["done"], answer = cls.run_job(DONE, base=2, exponent=exponent)
+            answer.result(PATIENCE)
+        for number in range(WORKERS):
+            cls.jobs["running"], _ = cls.run_job(HELD, gate=str(cls.gate), n=number)
+        cls.wait_for(lambda status: len(status["running"]) == WORKERS, "they run")
+        cls.jobs["canceled"], answer = cls.run_job(NEVER, n=1)
+        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
+        cls.server.cancel(cls.jobs["canceled"])
+        answer.result(PATIENCE)
+        cls.jobs["waiting"], _ = cls.run_job(NEVER, n=2)
+        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
 
 
 class Overview(Page):
@@ -294,4 +316,4 @@ class Silence(OnAStore):
                 second.stop()
 
 
-del Page  # it is no test itself
+del Tabs, Page  # they are no tests themselves
