@@ -15,7 +15,7 @@ export function headline({ status, failure }) {
   const { server, running, waiting_count: waiting, canceled_running: left } = status;
   if (server.ending) return "The jobserver is ending";
   if (!running.length && !waiting && !left.length) return "Idle";
-  return `${running.length} running, ${waiting} waiting${left.length ? `, ${left.length} ${STILL_AT_WORK}` : ""}`;
+  return `${running.length} running, ${waiting} waiting${left.length ? `; ${left.length} ${STILL_AT_WORK}` : ""}`;
 }
 
 /** Fill the bar at the top of the page. */

@@ -9,6 +9,8 @@ const TICK_MINUTES = { 2: 0.5, 10: 2, 30: 5 };
 const MOST_PER_LANE = 400;
 const MOST_BLOCKS = 6000;
 const NARROWEST_BLOCK = 2;
+/** Pixels that the words of a tick take. */
+const ROOM_FOR_TIME = 42;
 /** With more workers than this the lanes are lower, and scroll. */
 const DENSE = 8;
 /** After so many seconds, blocks of running jobs may have got wide enough for a name. */
@@ -187,6 +189,8 @@ export class Timeline {
       create: (time) => make("span", { class: "tick" }, step < 60 && time % 60 ? "" : hoursAndMinutes(time)),
       update: (element, time) => {
         element.style.left = `${this._scale.at(time)}%`;
+        const room = ((now - time) / (this._minutes * 60)) * this._width;
+        element.classList.toggle("bare", room < ROOM_FOR_TIME);
       },
     });
   }
