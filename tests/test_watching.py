@@ -14,11 +14,16 @@ import sys
 import termios
 import threading
 import time
+import unittest
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stack import PATIENCE, Jobserver, temporary_directory, wait_until
+from seamless_jobserver.asking import Server
+from seamless_jobserver.display import fair_shares
+from seamless_jobserver.top import Looks
+from tests.stack import PATIENCE, Jobserver, Store, temporary_directory, wait_until
 from tests.test_running import OnAStore
 
 PRINTING = "def printing(n):\n    print('line', n)\n    return n\n"
@@ -375,6 +380,19 @@ class ServersLog(Watched):
         self.assertEqual(len(self.server.log.splitlines()), 1, self.server.log)
 
 
+class Display(unittest.TestCase):
+    def test_nobody_gets_more_than_another_who_lacks_some(self):
+        for wanted, room, shares in (
+            ((100, 2, 50, 5), 20, [7, 2, 6, 5]),
+            ((3, 3), 100, [3, 3]),
+            ((5, 5), 0, [0, 0]),
+            ((5, 5, 5), 2, [1, 1, 0]),
+            ((), 5, []),
+        ):
+            with self.subTest(wanted):
+                self.assertEqual(fair_shares(wanted, room), shares)
+
+
 class Commands(Watched):
     def command(self, *arguments):
         return subprocess.run(
@@ -394,6 +412,65 @@ class Commands(Watched):
         for name in ("waiting", "evil"):
             self.assertRegex(shown.stdout, rf"(?m) {name}$")
         self.assertNotIn("\x1b", shown.stdout)
+
+    def test_top_tells_why_jobs_failed_and_of_canceled_ones_that_go_on(self):
+        self.run_job(FAILING, n=1)[1].result(PATIENCE)
+        checksum, answer = self.hold()
+        self.server.cancel(checksum)
+        answer.result(PATIENCE)
+        wait_until(lambda: self.status()["canceled_running"], "it is told")
+        shown = self.command("top", f"127.0.0.1:{self.server.port}").stdout
+        self.assertRegex(
+            shown, r"(?m)^LATEST FAILURES\n\S+ +failed +failing: ValueError: no such luck$"
+        )
+        self.assertRegex(
+            shown, rf"(?m)^{checksum[:12]} +canceled, still at work +\S+ s +1  waiting$"
+        )
+        self.assertIn("0 running, 0 waiting, 1 canceled, still at work;", shown)
+        self.assertIn("ended in the last minute", shown)
+        self.assertIn("0 lost", shown)
+
+    def test_commands_end_quietly_when_nobody_reads_what_they_print(self):
+        for command in ("top", "check"):
+            with self.subTest(command):
+                reading, writing = os.pipe()
+                os.close(reading)
+                with open(writing, "wb") as nowhere:
+                    ended = subprocess.run(
+                        [
+                            sys.executable,
+                            "-m",
+                            "seamless_jobserver",
+                            command,
+                            f"127.0.0.1:{self.server.port}",
+                        ],
+                        stdout=nowhere,
+                        stderr=subprocess.PIPE,
+                        timeout=PATIENCE,
+                        check=False,
+                    )
+                self.assertEqual((ended.returncode, ended.stderr), (0, b""))
+
+    def test_the_status_file_leads_to_the_address_that_the_launcher_names(self):
+        for host in ("127.0.0.2", "::1"):
+            for named in (
+                {"command": f"seamless-jobserver --host {host}"},
+                {"network_interface": host},
+            ):
+                with self.subTest((host, named)):
+                    server = Jobserver(
+                        self.place / f"at-{host}-{len(named)}-{next(iter(named))}",
+                        self.store.parameters(),
+                        flags=("--host", host),
+                        wait=False,
+                    )
+                    self.stack.callback(server.stop)
+                    port = server.wait_running()
+                    status = {**json.loads(server.status_file.read_text()), **named}
+                    server.status_file.write_text(json.dumps(status))
+                    shown = self.command("top", "--status-file", str(server.status_file))
+                    self.assertIn(str(port), shown.stdout, shown.stderr)
+                    server.stop()
 
     def test_top_fills_a_terminal_until_q_and_gives_it_back(self):
         self.hold()
@@ -415,11 +492,98 @@ class Commands(Watched):
             self.assertTrue(printed.endswith(b"\x1b[?25h\x1b[?1049l"), printed[-50:])
             self.assertEqual(termios.tcgetattr(side), before)
 
+    def test_top_shows_of_everything_some_where_there_is_little_room(self):
+        self.run_job(FAILING, n=1)[1].result(PATIENCE)
+        held, _ = self.hold()
+        shown = Looks(Server(f"127.0.0.1:{self.server.port}"))
+        whole = shown.lines(80)
+        (worker,) = (line for line in whole if re.match(r"1 +busy", line))
+        with mock.patch.object(Server, "ask_json", self.with_many_workers):
+            lines = Looks(Server(f"127.0.0.1:{self.server.port}")).lines(80, 24)
+        self.assertLessEqual(len(lines), 24)
+        text = "\n".join(lines)
+        self.assertIn(worker, lines)
+        self.assertRegex(text, r"… and \d+ more")
+        self.assertIn(held[:12], text)
+        self.assertIn("no such luck", text)
+
+    def with_many_workers(self, path):
+        found = self.get(path).json
+        if "workers" in found:
+            found["workers"] *= 64
+        return found
+
+    def test_top_asks_only_for_what_has_ended_since(self):
+        for n in range(3):
+            self.run_job(PRINTING, n=n)[1].result(PATIENCE)
+        looks = Looks(Server(f"127.0.0.1:{self.server.port}"))
+        asked = []
+
+        def ask(path):
+            asked.append(path)
+            return self.get(path).json
+
+        with mock.patch.object(looks._server, "ask_json", ask):
+            looks.lines(80)
+            self.run_job(FAILING, n=1)[1].result(PATIENCE)
+            text = "\n".join(looks.lines(80))
+        self.assertEqual(text.count("printing"), 3)
+        self.assertIn("no such luck", text)
+        self.assertEqual(asked[-1], "/status?after=3")
+        self.assertEqual(len(asked), 4)
+
     def test_check_finds_all_well(self):
         checked = self.command("check", f"http://127.0.0.1:{self.server.port}")
         self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
         self.assertEqual(checked.stdout.count("ok    "), 6, checked.stdout)
         self.assertIn("a trivial job: it ran", checked.stdout)
+
+    def test_check_says_at_once_that_all_workers_are_busy_and_calls_that_no_failure(self):
+        self.hold()
+        checked = self.command("check", f"127.0.0.1:{self.server.port}", "--wait", "0.2")
+        self.assertEqual(checked.returncode, 0, checked.stdout)
+        self.assertIn("its workers: 1 busy; waiting up to 0.2 s", checked.stdout)
+        self.assertRegex(checked.stdout, r"(?m)^busy   its store: not tried")
+        self.assertNotIn("FAILED", checked.stdout)
+
+    def test_check_waits_for_a_worker_that_is_busy_at_first(self):
+        _, answer = self.hold()
+        checking = self.callers.submit(
+            self.command, "check", f"127.0.0.1:{self.server.port}", "--wait", "50"
+        )
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertIn("a trivial job: it ran", checking.result(PATIENCE).stdout)
+
+    def test_check_tells_which_part_of_the_store_is_down(self):
+        store = Store(self.place / "store")
+        self.stack.callback(store.stop)
+        server = Jobserver(self.place / "on-it", store.parameters())
+        self.stack.callback(server.stop)
+        url = f"127.0.0.1:{server.port}"
+        store.kill_database()
+        checked = self.command("check", url)
+        self.assertEqual(checked.returncode, 1)
+        self.assertRegex(checked.stdout, r"(?m)^ok     its hashserver: reached")
+        self.assertRegex(checked.stdout, r"(?m)^FAILED its database: not usable.*\n +\S")
+        store.kill_hashserver()
+        checked = self.command("check", url)
+        self.assertEqual(checked.returncode, 1)
+        self.assertRegex(checked.stdout, r"(?m)^FAILED its hashserver: not usable.*\n +\S")
+        self.assertNotIn("Traceback", checked.stdout + checked.stderr)
+
+    def test_json_of_another_form_is_one_clear_line(self):
+        for answer in (b"[]", b"{}", b'{"workers": 3}', b'{"server": {}, "workers": []}', b"7"):
+            with self.subTest(answer):
+                port = self.stack.enter_context(
+                    _listener(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                    )
+                )
+                shown = self.command("top", f"127.0.0.1:{port}")
+                self.assertEqual(shown.returncode, 1)
+                self.assertEqual(len(shown.stderr.splitlines()), 1, shown.stderr)
+                self.assertIn("in a form that this command does not know", shown.stderr)
 
     def test_check_says_what_fails_and_what_to_do(self):
         storeless = Jobserver(self.place / "storeless", {})
@@ -460,8 +624,8 @@ class Commands(Watched):
 
 
 @contextlib.contextmanager
-def _listener():
-    """Yield the port of something that answers with what is not HTTP."""
+def _listener(answer=b"220 mail.example ESMTP\r\n"):
+    """Yield the port of something that answers so, by default with what is not HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
@@ -470,7 +634,7 @@ def _listener():
                     connection, _ = listening.accept()
                     with connection:
                         connection.recv(4096)
-                        connection.sendall(b"220 mail.example ESMTP\r\n")
+                        connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
