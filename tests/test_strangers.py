@@ -6,11 +6,15 @@ Most of it needs root, since there must be another user who is refused.
 import contextlib
 import errno
 import functools
+import http.client
 import ipaddress
+import json
 import os
+import re
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -23,7 +27,9 @@ from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
 from tests.stack import PATIENCE, wait_until
-from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic
+from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic, head, make_certificate
+from tests.test_running import OnAStore
+from tests.test_sharing_a_process import THREE_LEVELS
 
 
 def status_of(address, port):
@@ -151,6 +157,52 @@ class Numbers(Served):
         self.assertIn("refused_total 5\n", server.request("GET", "/metrics").text)
 
 
+class WorkersOfOurs(OnAStore):
+    """A worker asks for a nested job in the clear, as a user about whom nobody may be asked."""
+
+    def test_nested_jobs_run_whatever_is_asked_of_others(self):
+        certificate, key = make_certificate(self.directory)
+        password = self.directory / "password"
+        password.write_text("sesame\n")
+        password.chmod(0o600)
+        tls = ("--certfile", str(certificate), "--keyfile", str(key))
+        secret = ("--password-file", str(password))
+        context = ssl.create_default_context(cafile=str(certificate))
+        for number, flags in enumerate(
+            (
+                tls,
+                (*tls, "--access", "any"),
+                (*secret, "--access", "any"),
+                (*tls, *secret, "--access", "any"),
+            )
+        ):
+            server = self.start(*flags, workers=2)
+            wait_until(lambda s=server: s.log.count("is ready") == 2, "both workers are ready")
+            with self.subTest(flags):
+                made = (
+                    http.client.HTTPSConnection("localhost", server.port, context=context)
+                    if "--certfile" in flags
+                    else http.client.HTTPConnection("localhost", server.port)
+                )
+                with contextlib.closing(made):
+                    body = json.dumps(self.store.request(THREE_LEVELS, a=number))
+                    headers = {"Authorization": basic("me:sesame")}
+                    made.request("GET", "/run-transformation", body, headers)
+                    answer = made.getresponse()
+                    text = answer.read().decode()
+                self.assertEqual(answer.status, 200, text)
+                found = json.loads(self.store.get(json.loads(text)["result_checksum"]))
+                self.assertEqual(found, (number + 1) * 10 + 0.5)
+                self.assertIn("from another job", server.log, "the server was asked for it")
+                self.assertIn("refused_total 0\n", self.metrics(made, headers))
+            server.stop()
+
+    def metrics(self, made, headers):
+        with contextlib.closing(made):
+            made.request("GET", "/metrics", headers=headers)
+            return made.getresponse().read().decode()
+
+
 class InProcess(unittest.TestCase):
     """A server in this process, which asks everybody for a password."""
 
@@ -252,6 +304,29 @@ PASSWORD = f"Authorization: {basic('me:sesame')}"
 
 
 class AtTheGate(InProcess):
+    def test_the_paths_of_our_workers_tell_others_nothing(self):
+        gate = Gate(self.RULES, "Basic d29ya2VyOng=")
+        ours, wrong = {"Authorization": "Basic d29ya2VyOng="}, {"Authorization": "Basic d29ya2Vy"}
+        gate.check(head("/nested-transformation/1", **ours), Standing.ADMITTED)
+        gate.check(head("/nested-transformation/1", **ours), Standing.ADMITTED, lacks_tls=True)
+        refused = set()
+        for target, fields in (
+            ("/nested-transformation/1", {}),
+            ("/nested-transformation/1/started", wrong),
+            ("/nested-transformation", {"Authorization": basic("me:wrong")}),
+            ("/status", ours),
+            ("/nowhere", {}),
+        ):
+            with self.subTest(target), self.assertRaises(Refused) as caught:
+                gate.check(head(target, **fields), Standing.ADMITTED)
+            refused.add((caught.exception.status, str(caught.exception)))
+        self.assertEqual(len(refused), 1)
+        answers = {self.answer_to(target) for target in ("/nested-transformation/1", "/status")}
+        self.assertEqual(len(answers), 1)
+
+    def answer_to(self, target):
+        return re.sub(rb"Date: [^\r]*", b"", self.converse(request(target=target)))
+
     def test_a_refusal_does_not_wait_for_the_body_nor_ask_for_it(self):
         for line in ("Content-Length: 900", "Content-Length: 900\r\nExpect: 100-continue"):
             answer = self.converse(request(line))
@@ -287,4 +362,4 @@ class AtTheGate(InProcess):
         wait_until(lambda: self.activity._last > before, "what is answered does")
 
 
-del Served, InProcess  # they are no tests themselves
+del Served, InProcess, OnAStore  # they are no tests themselves
