@@ -684,27 +684,6 @@ def make_certificate(directory):
     return certificate, key
 
 
-class Copying:
-    """Passes on what two ends of a connection send each other, and keeps what the server sends."""
-
-    def __init__(self, server):
-        self.client, ours = socket.socketpair()
-        self.client.settimeout(PATIENCE)
-        self.seen = b""
-        threading.Thread(target=self.copy, args=(ours, server), daemon=True).start()
-        self.thread = threading.Thread(target=self.copy, args=(server, ours, True), daemon=True)
-        self.thread.start()
-
-    def copy(self, source, target, keep=False):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            if keep:
-                stack.enter_context(target)
-            while data := source.recv(65536):
-                if keep:
-                    self.seen += data
-                target.sendall(data)
-
-
 class Encrypted(Served):
     def setUp(self):
         super().setUp()
@@ -731,24 +710,6 @@ class Encrypted(Served):
         shutil.rmtree(server.directory)
         server = self.start(*self.flags)
         self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
-
-    def test_an_answer_that_is_due_at_the_end_does_not_go_out_in_the_clear(self):
-        # To shut down a socket of ssl's takes its TLS away, and what is written then is plain.
-        server = self.start(*self.flags, "--grace", "0.5")
-        body = json.dumps({"tf_checksum": "ef" * 32, "transformation_dict": TRANSFORMATION})
-        wait_until(lambda: "is ready" in server.log, "the worker is ready")
-        with socket.create_connection(("localhost", server.port), timeout=PATIENCE) as plain:
-            copy = Copying(plain)
-            with self.context.wrap_socket(copy.client, server_hostname="localhost") as client:
-                client.sendall(
-                    b"GET /run-transformation HTTP/1.1\r\nHost: x\r\nContent-Length: "
-                    + f"{len(body)}\r\n\r\n{body}".encode()
-                )
-                wait_until(lambda: "received from a caller" in server.log, "it waits")
-                server.process.terminate()
-                server.process.wait(PATIENCE)
-                copy.thread.join(PATIENCE)
-        self.assertNotIn(b"HTTP/1.1", copy.seen)
 
     def test_a_handshake_that_stops_half_way_costs_nobody_else_anything(self):
         server = self.start(*self.flags)

@@ -22,11 +22,11 @@ import unittest
 from unittest import mock
 
 from seamless_jobserver.server import connection, peer, places
-from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
+from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing, make_tls
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
-from tests.stack import PATIENCE, wait_until
+from tests.stack import PATIENCE, temporary_directory, wait_until
 from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic, head, make_certificate
 from tests.test_running import OnAStore
 from tests.test_sharing_a_process import THREE_LEVELS
@@ -209,6 +209,7 @@ class InProcess(unittest.TestCase):
     RULES = AccessRules(any_user=True, password=b"sesame")
     MOST = 20
     MAX_BODY = 1000
+    tls = None
 
     def setUp(self):
         self.answer = lambda head, body, waiting: text_response(200, f"{head.target} {len(body)}")
@@ -219,7 +220,7 @@ class InProcess(unittest.TestCase):
             lambda *args: self.answer(*args),
             self.activity,
             gate=Gate(self.RULES),
-            tls=None,
+            tls=self.tls,
             max_connections=self.MOST,
             max_body=self.MAX_BODY,
         )
@@ -247,6 +248,71 @@ class InProcess(unittest.TestCase):
 
 def request(*lines, method="GET", target="/x"):
     return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+
+class Copying:
+    """Passes on what two ends of a connection send each other, and keeps what the server sends."""
+
+    def __init__(self, server):
+        self.client, ours = socket.socketpair()
+        self.client.settimeout(PATIENCE)
+        self.seen = b""
+        threading.Thread(target=self.copy, args=(ours, server), daemon=True).start()
+        self.thread = threading.Thread(target=self.copy, args=(server, ours, True), daemon=True)
+        self.thread.start()
+
+    def copy(self, source, target, keep=False):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if keep:
+                stack.enter_context(target)
+            while data := source.recv(65536):
+                if keep:
+                    self.seen += data
+                target.sendall(data)
+
+
+class WithTls(InProcess):
+    RULES = AccessRules(any_user=True)
+
+    def setUp(self):
+        context = temporary_directory()
+        self.directory = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        certificate, key = make_certificate(self.directory)
+        self.tls = make_tls(certificate, key)
+        self.context = ssl.create_default_context(cafile=str(certificate))
+        super().setUp()
+
+    def test_an_answer_that_is_due_at_the_end_does_not_go_out_in_the_clear(self):
+        # To shut down a socket of ssl's takes its TLS away, and what is written then is plain.
+        arrived, release = threading.Event(), threading.Event()
+        self.answer = lambda *_: (arrived.set(), release.wait(20), text_response(200, "last"))[-1]
+        copy = Copying(self.connect())
+        with self.context.wrap_socket(copy.client, server_hostname="localhost") as client:
+            client.sendall(request())
+            self.assertTrue(arrived.wait(20))
+            self.server.stop_accepting()
+            shut_down = self.server._shut_down
+            self.server._shut_down = lambda how: (shut_down(how), release.set())
+            self.assertEqual(self.server.close(20.0), 0)
+            self.assertTrue(client.recv(65536).endswith(b"last"))
+        copy.thread.join(PATIENCE)
+        self.assertNotIn(b"HTTP/1.1", copy.seen)
+
+    def test_who_does_not_end_the_handshake_has_a_few_seconds_and_can_be_pushed_out(self):
+        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+            half = self.connect()
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")
+            self.assertEqual(half.recv(1), b"")
+        halves = [self.connect() for _ in range(places.STRANGERS + 5)]
+        for half in halves:
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")
+        begun = time.monotonic()
+        self.assertEqual(halves[0].recv(1), b"")
+        self.assertLess(time.monotonic() - begun, 4.0, "before its time is over")
+
+    def test_in_the_clear_it_is_said_that_tls_is_wanted(self):
+        self.assertTrue(self.converse(request()).startswith(b"HTTP/1.1 426 "))
 
 
 class WithoutThePassword(InProcess):
