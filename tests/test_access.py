@@ -550,6 +550,25 @@ class Browsers(unittest.TestCase):
         for name in (socket.gethostname(), socket.getfqdn()):
             gate.check(head(Host=f"{name}:80", Accept_Language="en"), Standing.OWNER)
 
+    def test_a_resolver_that_does_not_answer_holds_nothing_up_and_its_answer_counts_later(self):
+        answered = threading.Event()
+        field = head(Host="late.example", Accept_Language="en")
+
+        def answer_late():
+            answered.wait(20)
+            return "Late.Example"
+
+        with (
+            mock.patch.object(access, "_RESOLVER_LIMIT", 0.05),
+            mock.patch("socket.getfqdn", side_effect=answer_late),
+        ):
+            gate = Gate(AccessRules())
+            with self.assertRaises(Refused):
+                gate.check(field, Standing.OWNER)
+            answered.set()
+            wait_until(lambda: "late.example" in gate._hosts, "the name is known")
+        gate.check(field, Standing.OWNER)
+
 
 class EveryAnswer(Served):
     FIELDS = {
@@ -659,6 +678,28 @@ class Commands(Served):
         wide.stop()
         narrow = self.start("--host", "0.0.0.0", "--allow", "10.0.0.0/8", "--allow", "fd00::/8")
         self.await_line(narrow, "10.0.0.0/8 and fd00::/8")
+
+    def test_the_password_is_a_part_of_who_can_reach_it(self):
+        gate = Gate(AccessRules(any_user=True, password=b"x"))
+        for address in ("127.0.0.1", "0.0.0.0"):
+            self.assertIn(
+                "every user of this machine who has the password", self.line(gate, address)
+            )
+            self.assertFalse(gate.exposed(address))
+        self.assertIn("other machines and has the password", self.line(gate, "0.0.0.0"))
+        own = Gate(AccessRules(password=b"x", allow=(ipaddress.ip_network("10.0.0.0/8"),)))
+        self.assertNotIn("password", self.line(own, "127.0.0.1"))
+        self.assertIn("to 10.0.0.0/8, with the password", self.line(own, "0.0.0.0"))
+
+    def line(self, gate, address):
+        return gate.describe("x", address, 1)
+
+    def test_the_name_that_it_listens_by_is_one_of_its_names(self):
+        # A name of this machine that is known everywhere, and is none of those that it calls itself.
+        server = self.start("--host", "127.1")
+        for name, status in (("127.1", 200), ("other.example", 403)):
+            answer = server.request("GET", "/", Host=name, Accept_Language="en")
+            self.assertEqual(answer.status, status)
 
     def await_line(self, server, pattern):
         wait_until(lambda: re.search(pattern, server.log), f"the log says {pattern}")

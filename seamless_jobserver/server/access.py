@@ -16,6 +16,7 @@ A refusal says why and what the owner can do, and nothing about this server or i
 """
 
 import base64
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -26,6 +27,7 @@ import pwd
 import socket
 import ssl
 import stat
+import threading
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ from seamless_jobserver.server import peer
 _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 _PASSWORD_LIMIT: Final = 4096
+_RESOLVER_LIMIT: Final = 2.0
+"""Seconds for this machine's own name to be looked up before the start goes on without."""
 _FOREIGN_PAGE: Final = "a page of another site"
 
 _log = logging.getLogger(__name__)
@@ -72,7 +76,7 @@ class AccessRules:
     """What the command line asks for.
 
     `any_user` switches the check of the user off; `allow` is empty for everybody; `hosts` are
-    names by which browsers may call this server beside its own.
+    names by which browsers may call this server beside its machine's.
     """
 
     any_user: bool = False
@@ -94,7 +98,8 @@ class Gate:
         self._worker = None if worker_credentials is None else _digest(worker_credentials.encode())
         self._source: peer.Source | None = None
         self._user = os.geteuid()
-        self._hosts = _own_names() | {name.lower() for name in rules.hosts}
+        self._hosts = _own_names()
+        self._hosts.update(name.lower().rstrip(".") for name in rules.hosts)
         self._password = None if rules.password is None else _digest(rules.password)
         if not rules.any_user:
             try:
@@ -174,6 +179,8 @@ class Gate:
         reach = ipaddress.ip_address(address.partition("%")[0])
         if self._rules.any_user:
             local = "every user of this machine"
+            if self._password is not None:
+                local += " who has the password"
         elif self._source is None:
             local = "nobody on this machine"
         else:
@@ -184,7 +191,7 @@ class Gate:
         if self._rules.allow:
             elsewhere = " and ".join(map(str, self._rules.allow))
         if self._password is not None:
-            elsewhere += ", with the password"
+            elsewhere += " and has the password" if not self._rules.allow else ", with the password"
         return (
             f"port {port} of {host} is open to {local}, and to {elsewhere}: they can run code as "
             f"{name}. Narrow it with --host 127.0.0.1, --allow CIDR or --password-file"
@@ -304,12 +311,20 @@ def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | No
 
 
 def _own_names() -> set[str]:
+    """Return the names of this machine; the one that the resolver knows may be added later.
+
+    It is asked in a thread, since it can neither be interrupted nor given a limit.
+    """
     name = socket.gethostname().lower()
     names = {"localhost", name, name.partition(".")[0]}
-    try:
-        names.add(socket.getfqdn().lower())
-    except OSError:
-        return names
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # nobody knows another name
+            names.add(socket.getfqdn().lower())
+
+    thread = threading.Thread(target=ask, name="jobserver-own-name", daemon=True)
+    thread.start()
+    thread.join(_RESOLVER_LIMIT)
     return names
 
 
