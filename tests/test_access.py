@@ -796,13 +796,27 @@ class Files(Served):
                 self.assertIn("is not a file of yours", ended.stderr)
 
     def test_what_it_makes_is_private_whatever_the_umask(self):
+        status = self.directory / "status.json"
+        status.write_text("{}")
+        status.chmod(0o600)  # as the launcher makes it
         before = os.umask(0)
         self.addCleanup(os.umask, before)
-        server = self.start(env={"TMPDIR": str(self.directory)})
-        status = server.status_file
-        self.assertEqual(status.stat().st_mode & 0o777, 0o666, "as the launcher made it")
-        (private,) = self.directory.glob("seamless-jobserver-*")
-        self.assertEqual(private.stat().st_mode & 0o777, 0o700)
-        wait_until(lambda: "is ready" in server.log, "the worker is ready")
-        for path in private.iterdir():
-            self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+        flags = ["--host", "127.0.0.1", "--port", "0", "--status-file", str(status)]
+        process = subprocess.Popen(
+            [str(JOBSERVER), *flags],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(self.directory)},
+        )
+        with process:
+            self.addCleanup(process.kill)
+            for line in process.stdout:
+                if b"is ready" in line:
+                    break
+            self.assertEqual(status.stat().st_mode & 0o777, 0o600)
+            (private,) = self.directory.glob("seamless-jobserver-*")
+            self.assertEqual(private.stat().st_mode & 0o777, 0o700)
+            for path in private.iterdir():
+                self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+            process.terminate()
+            process.stdout.read()
+        self.assertEqual(status.stat().st_mode & 0o777, 0o600)
