@@ -1,4 +1,8 @@
-"""Asking a running jobserver over HTTP, for the commands that look at one."""
+"""Asking a running jobserver over HTTP, for the commands that look at one.
+
+What answers may be any program, and what it says may hold what a terminal would obey: the commands
+show it through `printable`.
+"""
 
 import argparse
 import base64
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from seamless_jobserver.options import DEFAULT_PORT
+from seamless_jobserver.passwordfile import read_password_file
 
 _TIMEOUT: Final = 10.0
 
@@ -29,8 +34,8 @@ class Answer(NamedTuple):
 class Server:
     """A jobserver at a URL, which may hold a user name and a password."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ValueError when `url` is none."""
+    def __init__(self, url: str, password: bytes | None = None) -> None:
+        """Raises ValueError when `url` is none; `password` is used instead of one that it holds."""
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a jobserver, such as http://127.0.0.1:5533")
@@ -39,9 +44,10 @@ class Server:
         self._port = parts.port or DEFAULT_PORT
         self._base = parts.path.rstrip("/")
         self._fields = {"User-Agent": "seamless-jobserver-command"}
-        if parts.username is not None or parts.password is not None:
-            words = f"{parts.username or ''}:{parts.password or ''}"
-            plain = urllib.parse.unquote(words).encode()
+        if password is None and parts.password is not None:
+            password = urllib.parse.unquote_to_bytes(parts.password)
+        if password is not None or parts.username is not None:
+            plain = urllib.parse.unquote_to_bytes(parts.username or "") + b":" + (password or b"")
             self._fields["Authorization"] = "Basic " + base64.b64encode(plain).decode()
 
     @property
@@ -90,6 +96,12 @@ class Server:
         return f"{self.address} cannot be asked: {type(error).__name__}: {error}"
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return `text` with a mark for what a terminal would obey; with `lines`, line ends stay."""
+    kept = "\n\t" if lines else ""
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add what names a server to the arguments of a command."""
     target = parser.add_mutually_exclusive_group()
@@ -97,15 +109,28 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "url",
         nargs="?",
         metavar="URL",
-        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); may hold user:password@",
+        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); a password in it would "
+        "be seen by everybody who runs ps",
     )
     target.add_argument("--status-file", type=Path, metavar="PATH", help="or the file that says so")
+    parser.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="PATH",
+        help="file with its password, where it asks for one; only you may be able to read it",
+    )
 
 
 def find_server(options: argparse.Namespace) -> Server:
     """Return the server that the arguments of `add_target` name. Raises ValueError."""
+    password = None
+    if options.password_file is not None:
+        try:
+            password = read_password_file(options.password_file)
+        except ValueError as error:
+            raise ValueError(f"--password-file {error}") from None
     if options.status_file is None:
-        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}")
+        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}", password)
     try:
         status = json.loads(options.status_file.read_text())
         port = int(status["port"])
@@ -115,4 +140,4 @@ def find_server(options: argparse.Namespace) -> Server:
         raise ValueError(
             f"{options.status_file} names no port: the jobserver does not listen yet, or failed"
         ) from None
-    return Server(f"http://127.0.0.1:{port}")
+    return Server(f"http://127.0.0.1:{port}", password)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from seamless_jobserver.asking import Server, Unreachable, add_target, find_server
+from seamless_jobserver.asking import Server, Unreachable, add_target, find_server, printable
 
 _WORKER_LIMIT: Final = 60.0
 """Seconds to wait for a worker that has nothing else to do."""
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     for step in steps(server):
         failed += step.remedy is not None
         mark = "ok    " if step.remedy is None else "FAILED"
-        print(f"{mark} {step.title}: {step.found}", flush=True)  # noqa: T201
+        print(f"{mark} {step.title}: {printable(step.found)}", flush=True)  # noqa: T201
         if step.remedy:
-            print(f"       {step.remedy}", flush=True)  # noqa: T201
+            print(f"       {printable(step.remedy, lines=True)}", flush=True)  # noqa: T201
     return 1 if failed else 0
 
 

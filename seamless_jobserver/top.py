@@ -1,7 +1,7 @@
 """``seamless-jobserver top``: what a server is doing, in a terminal.
 
 In a terminal it is shown again and again until ``q`` or Ctrl-C; elsewhere it is printed once. What
-jobs are called comes from outside, and may hold what a terminal would obey: it is escaped.
+jobs are called comes from outside, and may hold what a terminal would obey: see `asking.printable`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from seamless_jobserver.asking import Server, Unreachable, add_target, find_server
+from seamless_jobserver.asking import Server, Unreachable, add_target, find_server, printable
 
 _INTERVAL: Final = 2.0
 _SHOWN: Final = 10
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         print("\n".join(render(_look(server), 100)))  # noqa: T201
     except Unreachable as error:
-        print(f"seamless-jobserver top: {error}", file=sys.stderr)  # noqa: T201
+        print(f"seamless-jobserver top: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -100,7 +100,7 @@ def render(status: dict[str, Any], width: int) -> list[str]:
     for job in reversed(status["ended"][-_SHOWN:]):
         began = job["started"] or job["received"]
         lines.append(_job(job, job["state"], job["ended"] - began))
-    return [_escape(line)[:width] for line in lines]
+    return [printable(line)[:width] for line in lines]
 
 
 def _look(server: Server) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _watch(server: Server, interval: float) -> None:
         try:
             lines = render(_look(server), size.columns)
         except Unreachable as error:
-            lines = [time.strftime("%H:%M:%S"), *_wrap(_escape(str(error)), size.columns)]
+            lines = [time.strftime("%H:%M:%S"), *_wrap(printable(str(error)), size.columns)]
         shown = [line + _REST_OF_LINE for line in lines[: size.lines - 1]]
         sys.stdout.write(_HOME + "\r\n".join(shown) + _REST_OF_SCREEN)
         sys.stdout.flush()
@@ -173,10 +173,6 @@ def _size(count: float | None) -> str:
         if count >= one:
             return f"{count / one:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def _escape(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _wrap(text: str, width: int) -> list[str]:

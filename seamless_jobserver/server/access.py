@@ -26,7 +26,6 @@ import os
 import pwd
 import socket
 import ssl
-import stat
 import threading
 import urllib.parse
 from dataclasses import dataclass
@@ -36,11 +35,11 @@ from typing import Final
 from seamless_jobserver import http1
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import NESTED_PATH
+from seamless_jobserver.passwordfile import read_password_file
 from seamless_jobserver.server import peer
 
 _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
-_PASSWORD_LIMIT: Final = 4096
 _RESOLVER_LIMIT: Final = 2.0
 """Seconds for this machine's own name to be looked up before the start goes on without."""
 _FOREIGN_PAGE: Final = "a page of another site"
@@ -162,7 +161,7 @@ class Gate:
             raise Refused(
                 "no password or a wrong one",
                 "401: This jobserver asks for a password: put it into the URL, as in "
-                "http://user:password@host:port.",
+                "http://user:password@host:port. The commands check and top take --password-file.",
                 status=401,
                 WWW_Authenticate='Basic realm="seamless-jobserver", charset="UTF-8"',
             )
@@ -272,25 +271,14 @@ def _is_on(page: str, host: str) -> bool:
 
 
 def read_password(path: Path) -> bytes:
-    """Return the password in the file at `path`, without the end of its line.
+    """Return the password in the file at `path`.
 
-    Raises `StartupError` when somebody else could read or change it.
+    Raises `StartupError` when there is none, or when somebody else could read or change it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            facts = os.fstat(file.fileno())
-            password = file.read(_PASSWORD_LIMIT).rstrip(b"\r\n")
-    except OSError as error:
-        raise StartupError(f"--password-file {path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-        raise StartupError(
-            f"--password-file {path} must be a file of yours that nobody else can read: "
-            f"chmod 600 {path}"
-        )
-    if not password:
-        raise StartupError(f"--password-file {path} is empty")
-    return password
+        return read_password_file(path)
+    except ValueError as error:
+        raise StartupError(f"--password-file {error}") from None
 
 
 def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
