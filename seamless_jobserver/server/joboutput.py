@@ -12,6 +12,7 @@ that the file is cut down when the job has ended.
 """
 
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -32,6 +33,8 @@ _WHILE_RUNNING: Final = 4 * KEPT
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03
 """linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
 _BLOCK: Final = 4096
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.EBADF})
+"""What opening a file says that is not there, or is a link, or when the directory has gone."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class JobOutput:
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
+        self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()
         self._cut: dict[str, int] = {}
@@ -60,7 +64,7 @@ class JobOutput:
     def limit(self, path: str) -> None:
         """Give back the beginning of the file at `path` if its job has printed very much."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self._open(path, os.O_RDWR)
         except OSError:
             return  # the job has not begun, or has ended
         try:
@@ -76,12 +80,12 @@ class JobOutput:
         An empty file is removed, and so are the oldest ones when there is too much.
         """
         try:
-            size = os.stat(path).st_size
+            size = os.lstat(path).st_size
             if not size:
                 os.unlink(path)
                 return 0
             if size > KEPT:
-                _cut(path, size)
+                self._cut_down(path)
                 self._cut[path] = size - KEPT
         except FileNotFoundError:
             return 0  # a job that never began has no file
@@ -111,9 +115,11 @@ class JobOutput:
         Any thread may call it.
         """
         try:
-            return open(path, "rb")
-        except FileNotFoundError:
-            return None
+            return open(path, "rb", opener=self._open)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
 
     def dropped(self, path: str) -> int:
         """Return how many bytes at the beginning of a job's output are not kept."""
@@ -124,23 +130,39 @@ class JobOutput:
 
         Any thread may call it. A file that is not there any more is as good as empty.
         """
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                start = max(0, size - most)
-                file.seek(start)
-                return file.read(most), start
-        except FileNotFoundError:
+        file = self.open(path)
+        if file is None:
             return b"", 0
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size - most)
+            file.seek(start)
+            return file.read(most), start
 
     def close(self) -> None:
         """Remove the directory with all that is in it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _drop(self, path: str) -> None:
         self._size -= self._kept.pop(path)
         self._cut.pop(path, None)
         Path(path).unlink(missing_ok=True)
+
+    def _cut_down(self, path: str) -> None:
+        """Leave the last `KEPT` bytes in the file at `path`."""
+        content, _ = self.read(path, KEPT)
+        temporary = f"{path}.end"
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(content)
+        os.replace(temporary, path)
+
+    def _open(self, path: str, flags: int) -> int:
+        # A job can put a link in the place of its file, and what the server reads, others may see.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(os.path.basename(path), flags, dir_fd=self._descriptor)
 
     def _give_back(self, descriptor: int, length: int) -> None:
         done = self._libc.fallocate(
@@ -149,17 +171,6 @@ class JobOutput:
         if done != 0:
             reason = os.strerror(ctypes.get_errno())
             _log.debug("the output of a running job cannot be cut down: %s", reason)
-
-
-def _cut(path: str, size: int) -> None:
-    """Leave the last `KEPT` of `size` bytes in the file at `path`."""
-    with open(path, "rb") as file:
-        file.seek(size - KEPT)
-        content = file.read(KEPT)
-    temporary = f"{path}.end"
-    with open(temporary, "wb", opener=_private) as file:
-        file.write(content)
-    os.replace(temporary, path)
 
 
 def _private(path: str, flags: int) -> int:
