@@ -6,11 +6,15 @@ Most of it needs root, since there must be another user who is refused.
 import contextlib
 import errno
 import functools
+import http.client
 import ipaddress
+import json
 import os
+import re
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -18,12 +22,14 @@ import unittest
 from unittest import mock
 
 from seamless_jobserver.server import connection, peer, places
-from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
+from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing, make_tls
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
-from tests.stack import PATIENCE, wait_until
-from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic
+from tests.stack import PATIENCE, temporary_directory, wait_until
+from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic, head, make_certificate
+from tests.test_running import OnAStore
+from tests.test_sharing_a_process import THREE_LEVELS
 
 
 def status_of(address, port):
@@ -151,12 +157,59 @@ class Numbers(Served):
         self.assertIn("refused_total 5\n", server.request("GET", "/metrics").text)
 
 
+class WorkersOfOurs(OnAStore):
+    """A worker asks for a nested job in the clear, as a user about whom nobody may be asked."""
+
+    def test_nested_jobs_run_whatever_is_asked_of_others(self):
+        certificate, key = make_certificate(self.directory)
+        password = self.directory / "password"
+        password.write_text("sesame\n")
+        password.chmod(0o600)
+        tls = ("--certfile", str(certificate), "--keyfile", str(key))
+        secret = ("--password-file", str(password))
+        context = ssl.create_default_context(cafile=str(certificate))
+        for number, flags in enumerate(
+            (
+                tls,
+                (*tls, "--access", "any"),
+                (*secret, "--access", "any"),
+                (*tls, *secret, "--access", "any"),
+            )
+        ):
+            server = self.start(*flags, workers=2)
+            wait_until(lambda s=server: s.log.count("is ready") == 2, "both workers are ready")
+            with self.subTest(flags):
+                made = (
+                    http.client.HTTPSConnection("localhost", server.port, context=context)
+                    if "--certfile" in flags
+                    else http.client.HTTPConnection("localhost", server.port)
+                )
+                with contextlib.closing(made):
+                    body = json.dumps(self.store.request(THREE_LEVELS, a=number))
+                    headers = {"Authorization": basic("me:sesame")}
+                    made.request("GET", "/run-transformation", body, headers)
+                    answer = made.getresponse()
+                    text = answer.read().decode()
+                self.assertEqual(answer.status, 200, text)
+                found = json.loads(self.store.get(json.loads(text)["result_checksum"]))
+                self.assertEqual(found, (number + 1) * 10 + 0.5)
+                self.assertIn("from another job", server.log, "the server was asked for it")
+                self.assertIn("refused_total 0\n", self.metrics(made, headers))
+            server.stop()
+
+    def metrics(self, made, headers):
+        with contextlib.closing(made):
+            made.request("GET", "/metrics", headers=headers)
+            return made.getresponse().read().decode()
+
+
 class InProcess(unittest.TestCase):
     """A server in this process, which asks everybody for a password."""
 
     RULES = AccessRules(any_user=True, password=b"sesame")
     MOST = 20
     MAX_BODY = 1000
+    tls = None
 
     def setUp(self):
         self.answer = lambda head, body, waiting: text_response(200, f"{head.target} {len(body)}")
@@ -167,7 +220,7 @@ class InProcess(unittest.TestCase):
             lambda *args: self.answer(*args),
             self.activity,
             gate=Gate(self.RULES),
-            tls=None,
+            tls=self.tls,
             max_connections=self.MOST,
             max_body=self.MAX_BODY,
         )
@@ -195,6 +248,71 @@ class InProcess(unittest.TestCase):
 
 def request(*lines, method="GET", target="/x"):
     return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+
+class Copying:
+    """Passes on what two ends of a connection send each other, and keeps what the server sends."""
+
+    def __init__(self, server):
+        self.client, ours = socket.socketpair()
+        self.client.settimeout(PATIENCE)
+        self.seen = b""
+        threading.Thread(target=self.copy, args=(ours, server), daemon=True).start()
+        self.thread = threading.Thread(target=self.copy, args=(server, ours, True), daemon=True)
+        self.thread.start()
+
+    def copy(self, source, target, keep=False):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if keep:
+                stack.enter_context(target)
+            while data := source.recv(65536):
+                if keep:
+                    self.seen += data
+                target.sendall(data)
+
+
+class WithTls(InProcess):
+    RULES = AccessRules(any_user=True)
+
+    def setUp(self):
+        context = temporary_directory()
+        self.directory = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        certificate, key = make_certificate(self.directory)
+        self.tls = make_tls(certificate, key)
+        self.context = ssl.create_default_context(cafile=str(certificate))
+        super().setUp()
+
+    def test_an_answer_that_is_due_at_the_end_does_not_go_out_in_the_clear(self):
+        # To shut down a socket of ssl's takes its TLS away, and what is written then is plain.
+        arrived, release = threading.Event(), threading.Event()
+        self.answer = lambda *_: (arrived.set(), release.wait(20), text_response(200, "last"))[-1]
+        copy = Copying(self.connect())
+        with self.context.wrap_socket(copy.client, server_hostname="localhost") as client:
+            client.sendall(request())
+            self.assertTrue(arrived.wait(20))
+            self.server.stop_accepting()
+            shut_down = self.server._shut_down
+            self.server._shut_down = lambda how: (shut_down(how), release.set())
+            self.assertEqual(self.server.close(20.0), 0)
+            self.assertTrue(client.recv(65536).endswith(b"last"))
+        copy.thread.join(PATIENCE)
+        self.assertNotIn(b"HTTP/1.1", copy.seen)
+
+    def test_who_does_not_end_the_handshake_has_a_few_seconds_and_can_be_pushed_out(self):
+        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+            half = self.connect()
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")
+            self.assertEqual(half.recv(1), b"")
+        halves = [self.connect() for _ in range(places.STRANGERS + 5)]
+        for half in halves:
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")
+        begun = time.monotonic()
+        self.assertEqual(halves[0].recv(1), b"")
+        self.assertLess(time.monotonic() - begun, 4.0, "before its time is over")
+
+    def test_in_the_clear_it_is_said_that_tls_is_wanted(self):
+        self.assertTrue(self.converse(request()).startswith(b"HTTP/1.1 426 "))
 
 
 class WithoutThePassword(InProcess):
@@ -252,6 +370,29 @@ PASSWORD = f"Authorization: {basic('me:sesame')}"
 
 
 class AtTheGate(InProcess):
+    def test_the_paths_of_our_workers_tell_others_nothing(self):
+        gate = Gate(self.RULES, "Basic d29ya2VyOng=")
+        ours, wrong = {"Authorization": "Basic d29ya2VyOng="}, {"Authorization": "Basic d29ya2Vy"}
+        gate.check(head("/nested-transformation/1", **ours), Standing.ADMITTED)
+        gate.check(head("/nested-transformation/1", **ours), Standing.ADMITTED, lacks_tls=True)
+        refused = set()
+        for target, fields in (
+            ("/nested-transformation/1", {}),
+            ("/nested-transformation/1/started", wrong),
+            ("/nested-transformation", {"Authorization": basic("me:wrong")}),
+            ("/status", ours),
+            ("/nowhere", {}),
+        ):
+            with self.subTest(target), self.assertRaises(Refused) as caught:
+                gate.check(head(target, **fields), Standing.ADMITTED)
+            refused.add((caught.exception.status, str(caught.exception)))
+        self.assertEqual(len(refused), 1)
+        answers = {self.answer_to(target) for target in ("/nested-transformation/1", "/status")}
+        self.assertEqual(len(answers), 1)
+
+    def answer_to(self, target):
+        return re.sub(rb"Date: [^\r]*", b"", self.converse(request(target=target)))
+
     def test_a_refusal_does_not_wait_for_the_body_nor_ask_for_it(self):
         for line in ("Content-Length: 900", "Content-Length: 900\r\nExpect: 100-continue"):
             answer = self.converse(request(line))
@@ -287,4 +428,4 @@ class AtTheGate(InProcess):
         wait_until(lambda: self.activity._last > before, "what is answered does")
 
 
-del Served, InProcess  # they are no tests themselves
+del Served, InProcess, OnAStore  # they are no tests themselves

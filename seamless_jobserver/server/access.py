@@ -16,6 +16,7 @@ A refusal says why and what the owner can do, and nothing about this server or i
 """
 
 import base64
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -25,7 +26,7 @@ import os
 import pwd
 import socket
 import ssl
-import stat
+import threading
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,13 @@ from typing import Final
 from seamless_jobserver import http1
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import NESTED_PATH
+from seamless_jobserver.passwordfile import read_password_file
 from seamless_jobserver.server import peer
 
 _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
-_PASSWORD_LIMIT: Final = 4096
+_RESOLVER_LIMIT: Final = 2.0
+"""Seconds for this machine's own name to be looked up before the start goes on without."""
 _FOREIGN_PAGE: Final = "a page of another site"
 
 _log = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class AccessRules:
     """What the command line asks for.
 
     `any_user` switches the check of the user off; `allow` is empty for everybody; `hosts` are
-    names by which browsers may call this server beside its own.
+    names by which browsers may call this server beside its machine's.
     """
 
     any_user: bool = False
@@ -94,7 +97,8 @@ class Gate:
         self._worker = None if worker_credentials is None else _digest(worker_credentials.encode())
         self._source: peer.Source | None = None
         self._user = os.geteuid()
-        self._hosts = _own_names() | {name.lower() for name in rules.hosts}
+        self._hosts = _own_names()
+        self._hosts.update(name.lower().rstrip(".") for name in rules.hosts)
         self._password = None if rules.password is None else _digest(rules.password)
         if not rules.any_user:
             try:
@@ -157,7 +161,7 @@ class Gate:
             raise Refused(
                 "no password or a wrong one",
                 "401: This jobserver asks for a password: put it into the URL, as in "
-                "http://user:password@host:port.",
+                "http://user:password@host:port. The commands check and top take --password-file.",
                 status=401,
                 WWW_Authenticate='Basic realm="seamless-jobserver", charset="UTF-8"',
             )
@@ -174,6 +178,8 @@ class Gate:
         reach = ipaddress.ip_address(address.partition("%")[0])
         if self._rules.any_user:
             local = "every user of this machine"
+            if self._password is not None:
+                local += " who has the password"
         elif self._source is None:
             local = "nobody on this machine"
         else:
@@ -184,7 +190,7 @@ class Gate:
         if self._rules.allow:
             elsewhere = " and ".join(map(str, self._rules.allow))
         if self._password is not None:
-            elsewhere += ", with the password"
+            elsewhere += " and has the password" if not self._rules.allow else ", with the password"
         return (
             f"port {port} of {host} is open to {local}, and to {elsewhere}: they can run code as "
             f"{name}. Narrow it with --host 127.0.0.1, --allow CIDR or --password-file"
@@ -265,25 +271,14 @@ def _is_on(page: str, host: str) -> bool:
 
 
 def read_password(path: Path) -> bytes:
-    """Return the password in the file at `path`, without the end of its line.
+    """Return the password in the file at `path`.
 
-    Raises `StartupError` when somebody else could read or change it.
+    Raises `StartupError` when there is none, or when somebody else could read or change it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            facts = os.fstat(file.fileno())
-            password = file.read(_PASSWORD_LIMIT).rstrip(b"\r\n")
-    except OSError as error:
-        raise StartupError(f"--password-file {path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-        raise StartupError(
-            f"--password-file {path} must be a file of yours that nobody else can read: "
-            f"chmod 600 {path}"
-        )
-    if not password:
-        raise StartupError(f"--password-file {path} is empty")
-    return password
+        return read_password_file(path)
+    except ValueError as error:
+        raise StartupError(f"--password-file {error}") from None
 
 
 def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
@@ -304,12 +299,20 @@ def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | No
 
 
 def _own_names() -> set[str]:
+    """Return the names of this machine; the one that the resolver knows may be added later.
+
+    It is asked in a thread, since it can neither be interrupted nor given a limit.
+    """
     name = socket.gethostname().lower()
     names = {"localhost", name, name.partition(".")[0]}
-    try:
-        names.add(socket.getfqdn().lower())
-    except OSError:
-        return names
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # nobody knows another name
+            names.add(socket.getfqdn().lower())
+
+    thread = threading.Thread(target=ask, name="jobserver-own-name", daemon=True)
+    thread.start()
+    thread.join(_RESOLVER_LIMIT)
     return names
 
 

@@ -223,7 +223,7 @@ def _access_rules(settings: Settings) -> AccessRules:
     return AccessRules(
         any_user=settings.access == "any",
         allow=settings.allow,
-        hosts=settings.allow_host,
+        hosts=(*settings.allow_host, settings.host),
         password=password,
     )
 
