@@ -1,5 +1,6 @@
 """One transformation in a worker: the order of what is done, with its parts played by the test."""
 
+import asyncio
 import unittest
 from unittest import mock
 
@@ -8,9 +9,10 @@ from seamless_jobserver.transport import import_seamless_remote
 import_seamless_remote()
 
 import seamless  # noqa: E402
+from seamless_remote import database_remote  # noqa: E402
 
 from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
-from seamless_jobserver.worker import execution  # noqa: E402
+from seamless_jobserver.worker import entry, execution, staging  # noqa: E402
 from tests.stack import run_request  # noqa: E402
 
 TRANSFORMATION = {"__language__": "python", "__output__": ["result", "bytes", None]}
@@ -80,6 +82,21 @@ class Order(Played):
             with self.subTest(error):
                 self.assertIs(self.run_it()().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
+
+
+class Recording(unittest.TestCase):
+    def test_a_database_that_does_not_take_a_result_is_given_up(self):
+        async def never(*_):
+            await asyncio.get_running_loop().create_future()
+
+        worker = entry._Worker.__new__(entry._Worker)
+        worker._staging = staging.Staging(1.0, 0)
+        with (
+            mock.patch.object(database_remote, "set_transformation_result", never),
+            mock.patch.object(entry, "_RECORD_LIMIT", 0.1),
+        ):
+            problem = worker.record("ab" * 32, "cd" * 32)
+        self.assertEqual(problem, "the database does not answer within 0.1 s")
 
 
 if __name__ == "__main__":

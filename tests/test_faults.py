@@ -22,6 +22,7 @@ import aiohttp
 from seamless_jobserver.processtree import ProcessId
 from seamless_jobserver.server.workers import TERMINATION_LIMIT
 from tests.constants import constants
+from tests.scripted_server import ScriptedServer
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
@@ -755,6 +756,32 @@ class StoreAway(Faults):
         parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
         server = self.start(parameters=parameters)
         self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
+
+    def test_in_record_mode_a_database_that_does_not_tell_the_probes_is_named(self):
+        def unanswering(peer):
+            peer.read_head()
+            peer.read_head()  # until the worker gives up
+
+        front = ScriptedServer(unanswering)
+        self.addCleanup(front.close)
+        for name, port, expected in (
+            ("hangs", front.port, "The database has not answered for 1 s"),
+            ("is away", 9, "is away, or refuses this jobserver: ClientConnectorError"),
+        ):
+            with self.subTest(name):
+                parameters = self.store.parameters(record=True)
+                url = f"http://127.0.0.1:{port}"
+                parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+                server = self.start("--input-timeout", "1", parameters=parameters)
+                request = {**self.traced("    return 8\n"), "record": True}
+                answers = [server.run(request) for _ in range(2)]
+                self.assertEqual([answer.status for answer in answers], [500, 500])
+                self.assertIn(expected, answers[0].text)
+                self.assertNotIn("Traceback", answers[0].text)
+                self.assertEqual(self.runs(), 0)
+                checksum = request["tf_checksum"][:12]
+                # A failure of ours, which is not remembered.
+                self.assertEqual(server.log.count(f"job {checksum}: failed"), 2)
 
 
 class PromisedInputs(Faults):

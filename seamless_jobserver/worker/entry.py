@@ -11,6 +11,7 @@ moves buffers. A watcher waits for the server to disappear, and then takes the w
 its jobs have started along.
 """
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -19,10 +20,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import connection, parent_process
+from typing import Final
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck, WorkerSettings
 from seamless_jobserver.progress import Progress
+
+_RECORD_LIMIT: Final = 30.0
+"""Seconds for the database to take a result, of which the slot of its job waits for the end."""
 
 _worker: "_Worker | None" = None
 
@@ -164,7 +169,9 @@ class _Worker:
             Checksum(transformation), Checksum(result)
         )
         try:
-            self._staging.call(entry)
+            self._staging.call(asyncio.wait_for(entry, _RECORD_LIMIT))
+        except asyncio.TimeoutError:
+            return f"the database does not answer within {_RECORD_LIMIT:g} s"
         except Exception as error:  # noqa: BLE001 - whatever it is, the log says so
             return f"{type(error).__name__}: {error}"
         return None

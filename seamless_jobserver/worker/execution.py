@@ -138,7 +138,7 @@ class Execution:
         )
         measurement.inputs_fetched()
         call(name_of(request.transformation))
-        probes = record.probe_context(request, self._staging)
+        probes = record.probe_context(request, self._staging, input_timeout)
         enter(Phase.RUNNING)
         try:
             result = run_transformation_dict(
@@ -165,8 +165,11 @@ class Execution:
         outcome = Outcome(
             Ending.RESULT,
             result_checksum=checksum.hex(),
-            runtime={**runtime, **record.compilation_runtime(request, self._staging)},
-            extra=record.answer_fields(request, probes, self._staging),
+            runtime={
+                **runtime,
+                **record.compilation_runtime(request, self._staging, input_timeout),
+            },
+            extra=record.answer_fields(request, probes, self._staging, input_timeout),
             remark=remark,
         )
         if request.scratch:
