@@ -60,7 +60,7 @@ export function showNotices(element, status) {
 
 function notices({ server, workers }) {
   const found = [];
-  if (server.exposed) found.push({ tone: "bad", title: "Strangers can get in", text: server.access });
+  if (server.exposed) found.push({ tone: "bad", title: "Others can get in without a password", text: server.access });
   if (server.ending)
     found.push({
       tone: "warn",
