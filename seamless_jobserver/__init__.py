@@ -3,7 +3,7 @@
 The architecture, from the outside in:
 
 - ``cli`` and ``options``: flags and environment variables, exit codes.
-- ``top`` and ``check``, which ask by way of ``asking`` and show by way of ``display``, and ``upload``:
+- ``top`` and ``check``, which ask through ``asking`` and show through ``display``, and ``upload``:
   further commands, for people.
 - ``server``: the listening process. It queues and answers, and imports no Seamless package.
 - ``worker``: what runs inside each worker process, an ordinary Seamless process.
