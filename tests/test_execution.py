@@ -51,7 +51,7 @@ class Played(unittest.TestCase):
         self.events.append("measure")
         return {}
 
-    def begin_to_store(self, buffers):
+    def begin_to_store(self, buffers, patience=None):
         self.events.append("store")
         return lambda: self.events.append("stored")
 
@@ -83,6 +83,22 @@ class Order(Played):
             with self.subTest(error):
                 self.assertIs(self.run_it()().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
+
+
+class Scratch(Played):
+    def test_the_transformation_itself_is_offered_to_the_store_for_a_moment_only(self):
+        outcome = self.run_it(scratch=True)()
+        self.assertIs(outcome.ending, Ending.RESULT)
+        (buffers, patience) = self.staging.begin_to_store.call_args.args
+        self.assertEqual(
+            [buffer.get_checksum().hex() for buffer in buffers], [self.request().checksum]
+        )
+        self.assertLessEqual(patience, 10)
+
+    def test_nothing_is_offered_where_no_store_takes_anything(self):
+        self.has_write_server.return_value = False
+        self.assertIs(self.run_it(scratch=True)().ending, Ending.RESULT)
+        self.staging.begin_to_store.assert_not_called()
 
 
 class KeptResults(Played):

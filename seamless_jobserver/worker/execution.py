@@ -48,6 +48,9 @@ _ENDINGS: Final = {
     StoreUnavailable: Ending.STORE_FAILED,
 }
 _UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
+_NOT_STORED: Final = "the store did not take the transformation itself, whose result is scratch"
+_PATIENCE: Final = 10.0
+"""Seconds for the store to take what no caller waits for."""
 
 
 class Execution:
@@ -177,10 +180,28 @@ class Execution:
             return dataclasses.replace(outcome, runtime={**runtime, **compilation}, extra=extra)
 
         if request.scratch:
-            completed = complete()
-            return lambda: completed
+            return self._begin_to_store_itself(complete(), itself)
         # Last: nothing may come between the beginning of it and the wait for its end.
         return self._begin_to_store(request, outcome, complete, itself)
+
+    def _begin_to_store_itself(self, outcome: Outcome, itself: Buffer | None) -> Ended:
+        """Begin to store the buffer of a transformation whose result is not wanted in the store.
+
+        Its client tells the database of the result all the same: it should be found out what it is
+        the result of. That is not worth a failure.
+        """
+        if itself is None or not buffer_remote.has_write_server():
+            return lambda: outcome
+        begun = self._staging.begin_to_store([itself], _PATIENCE)
+
+        def wait() -> Outcome:
+            try:
+                begun()
+            except StoreUnavailable:
+                return dataclasses.replace(outcome, remark=_NOT_STORED)
+            return outcome
+
+        return wait
 
     def _begin_to_store(
         self,
