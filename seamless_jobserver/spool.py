@@ -21,17 +21,21 @@ from typing import Any, Final
 MANIFEST: Final = "manifest.json"
 
 
-def spool_directory() -> Path:
+def spool_directory() -> Path | None:
     """Return where spooled results are kept, whether it exists or not.
 
     ``SEAMLESS_JOBSERVER_SPOOL``, or a folder of the user's state directory (XDG Base Directory
-    Specification, ``XDG_STATE_HOME``).
+    Specification, ``XDG_STATE_HOME``). None for a user who has no home: a folder that all users
+    share is no place for results that are taken for true later.
     """
     chosen = os.environ.get("SEAMLESS_JOBSERVER_SPOOL")
     if chosen:
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME")
-    base = Path(state) if state else Path.home() / ".local" / "state"
+    try:
+        base = Path(state) if state else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
     return base / "seamless-jobserver" / "spool"
 
 
@@ -63,16 +67,19 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of the entry at `path`, or None when there is no whole entry."""
+    """Return the manifest of the entry at `path`, or None when there is no whole entry.
+
+    Nor is there one for who may not read it.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
 
 
 def entries(spool: Path) -> Iterator[Path]:
-    """Yield the whole entries in `spool`, oldest first."""
+    """Yield the whole entries in `spool`, oldest first. Raises OSError."""
     try:
         found = [path for path in spool.iterdir() if (path / MANIFEST).is_file()]
     except FileNotFoundError:

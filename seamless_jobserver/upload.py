@@ -37,9 +37,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--store", metavar="URL", help="the hashserver, if it has moved")
     parser.add_argument("--database", metavar="URL", help="the database, if it has moved")
     options = parser.parse_args(arguments)
-    paths = [Path(one) for one in options.entries] or list(spool.entries(spool.spool_directory()))
+    paths = [Path(one) for one in options.entries]
     if not paths:
-        print(f"Nothing is waiting in {spool.spool_directory()}.")  # noqa: T201
+        directory = spool.spool_directory()
+        try:
+            paths = [] if directory is None else list(spool.entries(directory))
+        except OSError as error:
+            print(f"{directory} cannot be read: {error}", file=sys.stderr)  # noqa: T201
+            return 1
+        if not paths:
+            where = "" if directory is None else f" in {directory}"
+            print(f"Nothing is waiting{where}.")  # noqa: T201
     left = 0
     for path in paths:
         try:

@@ -12,7 +12,8 @@ import seamless  # noqa: E402
 from seamless_remote import database_remote  # noqa: E402
 
 from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
-from seamless_jobserver.worker import entry, execution, staging  # noqa: E402
+from seamless_jobserver.worker import entry, execution, record, staging  # noqa: E402
+from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request  # noqa: E402
 
 TRANSFORMATION = {"__language__": "python", "__output__": ["result", "bytes", None]}
@@ -50,7 +51,7 @@ class Played(unittest.TestCase):
         self.events.append("measure")
         return {}
 
-    def begin_to_store(self, buffers):
+    def begin_to_store(self, buffers, patience=None):
         self.events.append("store")
         return lambda: self.events.append("stored")
 
@@ -82,6 +83,46 @@ class Order(Played):
             with self.subTest(error):
                 self.assertIs(self.run_it()().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
+
+
+class Scratch(Played):
+    def test_the_transformation_itself_is_offered_to_the_store_for_a_moment_only(self):
+        outcome = self.run_it(scratch=True)()
+        self.assertIs(outcome.ending, Ending.RESULT)
+        (buffers, patience) = self.staging.begin_to_store.call_args.args
+        self.assertEqual(
+            [buffer.get_checksum().hex() for buffer in buffers], [self.request().checksum]
+        )
+        self.assertLessEqual(patience, 10)
+
+    def test_nothing_is_offered_where_no_store_takes_anything(self):
+        self.has_write_server.return_value = False
+        self.assertIs(self.run_it(scratch=True)().ending, Ending.RESULT)
+        self.staging.begin_to_store.assert_not_called()
+
+
+class KeptResults(Played):
+    def test_one_that_cannot_be_delivered_any_more_is_computed_again(self):
+        self.safekeeping.find.return_value = object()
+        self.safekeeping.deliver.return_value = None
+        self.assertIs(self.run_it()().ending, Ending.RESULT)
+        self.assertIn("code", self.events)
+
+    def test_a_result_is_kept_when_what_its_record_needs_cannot_be_had(self):
+        self.safekeeping.keep.return_value = "advice\n"
+        self.result.tempref(scratch=True)
+        away = StoreUnavailable("it is away\n")
+        with (
+            mock.patch.object(record, "probe_context", return_value=None),
+            mock.patch.object(record, "answer_fields", side_effect=away),
+        ):
+            outcome = self.run_it(record=True)()
+        self.assertIs(outcome.ending, Ending.STORE_FAILED)
+        self.assertEqual(outcome.message, "it is away\nadvice\n")
+        _, kept, buffers = self.safekeeping.keep.call_args.args
+        self.assertEqual(kept.result_checksum, self.result.get_checksum().hex())
+        self.assertIn("job_validation", kept.extra)
+        self.assertIn(self.result.content, [buffer.content for buffer in buffers])
 
 
 class Recording(unittest.TestCase):

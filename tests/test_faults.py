@@ -828,6 +828,32 @@ class Provenance(Faults):
             transformation_buffer(request["transformation_dict"]),
         )
 
+    def test_the_transformation_itself_is_stored_when_its_result_is_scratch(self):
+        server = self.start()
+        request = {**self.traced("    return 2\n"), "scratch": True}
+        answer = server.run(request)
+        self.assertEqual(answer.status, 200, answer.text)
+        self.assertFalse(self.store.holds(answer.json["result_checksum"]))
+        self.assertEqual(
+            self.store.get(request["tf_checksum"]),
+            transformation_buffer(request["transformation_dict"]),
+        )
+
+    def test_a_scratch_job_whose_transformation_no_store_takes_ends_well_and_the_log_says_so(self):
+        server = self.start("--store-timeout", "0.5")
+        request = {**self.gated(), "scratch": True}
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run()
+            self.store.kill_hashserver()
+            try:
+                self.gate.touch()
+                self.assertEqual(answer.result(PATIENCE).status, 200)
+            finally:
+                self.store.restart_hashserver()
+        self.assertIn("did not take the transformation itself", server.log)
+        self.assertFalse(self.store.holds(request["tf_checksum"]))
+
     def test_a_dict_that_is_not_its_checksum_runs_and_the_log_says_so(self):
         server = self.start()
         request = {**self.traced("    return 1\n"), "tf_checksum": "ab" * 32}

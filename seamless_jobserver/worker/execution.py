@@ -7,8 +7,9 @@ background writer. Storing takes longer than anything else in a small job: it is
 while the store works the worker puts in order what the job has changed.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from seamless import Buffer, CacheMissError, Checksum
 from seamless.caching.buffer_cache import get_buffer_cache
@@ -47,6 +48,9 @@ _ENDINGS: Final = {
     StoreUnavailable: Ending.STORE_FAILED,
 }
 _UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
+_NOT_STORED: Final = "the store did not take the transformation itself, whose result is scratch"
+_PATIENCE: Final = 10.0
+"""Seconds for the store to take what no caller waits for."""
 
 
 class Execution:
@@ -129,7 +133,8 @@ class Execution:
         if kept is not None:
             enter(Phase.STORING)
             delivered = self._safekeeping.deliver(kept, self._staging)
-            return lambda: delivered
+            if delivered is not None:
+                return lambda: delivered
         enter(Phase.FETCHING)
         inputs = self._staging.fetch(
             needs(request.transformation, request.dunder),
@@ -161,37 +166,57 @@ class Execution:
         del inputs  # their memory is free for the result's way out
         enter(Phase.STORING)
         itself = _own_buffer(request)
-        remark = _UNKNOWN_DICT if itself is None else None
         outcome = Outcome(
             Ending.RESULT,
             result_checksum=checksum.hex(),
-            runtime={
-                **runtime,
-                **record.compilation_runtime(request, self._staging, input_timeout),
-            },
-            extra=record.answer_fields(request, probes, self._staging, input_timeout),
-            remark=remark,
+            runtime=runtime,
+            extra=record.fields_without_answer(request, probes),
+            remark=_UNKNOWN_DICT if itself is None else None,
         )
+
+        def complete() -> Outcome:
+            compilation = record.compilation_runtime(request, self._staging, input_timeout)
+            extra = record.answer_fields(request, probes, self._staging, input_timeout)
+            return dataclasses.replace(outcome, runtime={**runtime, **compilation}, extra=extra)
+
         if request.scratch:
-            return lambda: outcome
+            return self._begin_to_store_itself(complete(), itself)
         # Last: nothing may come between the beginning of it and the wait for its end.
-        stored = self._begin_to_store(request, checksum, itself, runtime)
+        return self._begin_to_store(request, outcome, complete, itself)
+
+    def _begin_to_store_itself(self, outcome: Outcome, itself: Buffer | None) -> Ended:
+        """Begin to store the buffer of a transformation whose result is not wanted in the store.
+
+        Its client tells the database of the result all the same: it should be found out what it is
+        the result of. That is not worth a failure.
+        """
+        if itself is None or not buffer_remote.has_write_server():
+            return lambda: outcome
+        begun = self._staging.begin_to_store([itself], _PATIENCE)
 
         def wait() -> Outcome:
-            stored()
+            try:
+                begun()
+            except StoreUnavailable:
+                return dataclasses.replace(outcome, remark=_NOT_STORED)
             return outcome
 
         return wait
 
     def _begin_to_store(
-        self, request: RunRequest, result: Checksum, itself: Buffer | None, runtime: dict[str, Any]
-    ) -> Callable[[], None]:
-        """Begin to store a result with all that belongs to it.
+        self,
+        request: RunRequest,
+        outcome: Outcome,
+        complete: Callable[[], Outcome],
+        itself: Buffer | None,
+    ) -> Ended:
+        """Begin to store a result with all that belongs to it, and `complete` its outcome.
 
         Returns what waits until that is confirmed, or keeps it safe and raises StoreUnavailable.
         The transformation's own buffer comes along (`itself`): its client can lose it, and then
         nobody could say what the result is the result of.
         """
+        result = Checksum(outcome.result_checksum)
         buffer = get_buffer_cache().get(result)
         if buffer is None and result.hex() not in TRIVIAL_CHECKSUMS:
             raise StoreUnavailable(f"The result {result} was lost before it could be stored.\n")
@@ -201,21 +226,23 @@ class Execution:
             parts = held_leaves(buffer.get_value("plain"))
 
         def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
-            advice = self._safekeeping.keep(request, result, [*parts, *wholes], runtime)
+            advice = self._safekeeping.keep(request, outcome, [*parts, *wholes])
             return StoreUnavailable(f"{error}{advice}")
 
         try:
+            outcome = complete()
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
             begun = self._staging.begin_to_store(wholes)
         except StoreUnavailable as error:
             raise keep_safe(error) from error
 
-        def wait() -> None:
+        def wait() -> Outcome:
             try:
                 begun()
             except StoreUnavailable as error:
                 raise keep_safe(error) from error
+            return outcome
 
         return wait
 

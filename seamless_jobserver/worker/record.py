@@ -99,12 +99,15 @@ def answer_fields(
     return fields
 
 
+def fields_without_answer(request: RunRequest, probes: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what can be said of `answer_fields` without asking anybody."""
+    if not request.record:
+        return {}
+    return {"probe_context": probes, "compilation_context": None, "job_validation": None}
+
+
 async def _answer_fields(request: RunRequest, probes: dict[str, Any] | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "probe_context": probes,
-        "compilation_context": None,
-        "job_validation": None,
-    }
+    fields = fields_without_answer(request, probes)
     if _applies(request):
         context = await build_compilation_context_checksum(request.transformation, request.dunder)
         fields["compilation_context"] = context

@@ -4,9 +4,10 @@
 by the envelope that it ran with, in any later life of the jobserver.
 """
 
+import os
 from typing import Any
 
-from seamless import Buffer, Checksum
+from seamless import Buffer
 
 from seamless_jobserver import spool
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
@@ -24,46 +25,67 @@ class Safekeeping:
     def find(self, request: RunRequest) -> "KeptResult | None":
         """Return the kept result of `request`, or None."""
         # Nearly always there is no spool at all, and a job then pays for one look.
-        if not self._spool.is_dir():
+        if self._spool is None or not os.path.isdir(self._spool):
             return None
         path = spool.entry_path(self._spool, request.checksum, request.dunder)
         manifest = spool.read(path)
         return None if manifest is None else KeptResult(path, manifest)
 
-    def deliver(self, kept: "KeptResult", staging: Staging) -> Outcome:
-        """Store a kept result and return its outcome. Raises `StoreUnavailable`: it stays kept."""
+    def deliver(self, kept: "KeptResult", staging: Staging) -> Outcome | None:
+        """Store a kept result and return its outcome, or None when it is not whole any more.
+
+        Raises `StoreUnavailable`: it stays kept.
+        """
         manifest = kept.manifest
-        staging.store([Buffer((kept.path / name).read_bytes()) for name in manifest["buffers"]])
+        buffers = []
+        for name in manifest["buffers"]:
+            try:
+                buffer = Buffer((kept.path / name).read_bytes())
+            except OSError:
+                return None  # it is being uploaded, or cleared away, at this moment
+            if buffer.get_checksum().hex() != name:
+                return None
+            buffers.append(buffer)
+        staging.store(buffers)
         spool.remove(kept.path)
         return Outcome(
             Ending.RESULT,
             result_checksum=manifest["result"],
             runtime=manifest["runtime"],
+            extra=manifest.get("extra", {}),
             remark="its result had been computed before, and is stored now",
         )
 
-    def keep(
-        self, request: RunRequest, result: Checksum, buffers: list[Buffer], runtime: dict[str, Any]
-    ) -> str:
-        """Keep a result; return what its caller should know and do. Never raises."""
+    def keep(self, request: RunRequest, outcome: Outcome, buffers: list[Buffer]) -> str:
+        """Keep a result, which `outcome` would have told of if it could have been stored.
+
+        Returns what its caller should know and do. Never raises.
+        """
+        if self._spool is None:
+            return (
+                "Nor could the result be kept, because the jobserver runs as a user without a home "
+                "directory: it is lost. Run the workflow again when the store is back. "
+                "(SEAMLESS_JOBSERVER_SPOOL=DIRECTORY says where to keep results.)\n"
+            )
         path = spool.entry_path(self._spool, request.checksum, request.dunder)
         manifest = {
             "transformation": request.checksum,
-            "result": result.hex(),
+            "result": outcome.result_checksum,
             "stores": self._stores,
             "databases": self._databases,
-            "runtime": runtime,
+            "runtime": outcome.runtime,
+            "extra": outcome.extra,
         }
         contents = {buffer.get_checksum().hex(): bytes(buffer.content) for buffer in buffers}
         try:
             spool.keep(path, manifest, contents)
         except OSError as error:
             return (
-                f"Nor could it be kept in {self._spool} ({error}), so it is lost. Run the workflow "
-                "again when the store is back.\n"
+                f"Nor could the result be kept in {self._spool} ({error}): it is lost. "
+                "Run the workflow again when the store is back.\n"
             )
         return (
-            f"It is kept on this machine, in {path}\n"
+            f"The result is kept on this machine, in {path}\n"
             "When the store is back, either run the workflow again, which then finds it, or "
             f"upload it with: seamless-jobserver upload {path}\n"
         )

@@ -127,12 +127,18 @@ class Staging:
         """
         self.begin_to_store(buffers)()
 
-    def begin_to_store(self, buffers: list[seamless.Buffer]) -> Callable[[], None]:
-        """Begin what `store` does; return what waits for its end, and must be called."""
+    def begin_to_store(
+        self, buffers: list[seamless.Buffer], patience: float | None = None
+    ) -> Callable[[], None]:
+        """Begin what `store` does; return what waits for its end, and must be called.
+
+        They are offered for `patience` seconds, if that is given and less than the store timeout.
+        """
         wanted = self._not_there([buffer for buffer in buffers if len(buffer)])
         if not wanted:
             return lambda: None
-        under_way = self._begin(_together([self._store(buffer) for buffer in wanted]))
+        limit = self._store_timeout if patience is None else min(patience, self._store_timeout)
+        under_way = self._begin(_together([_store(buffer, limit) for buffer in wanted]))
 
         def wait() -> None:
             under_way()
@@ -196,23 +202,6 @@ class Staging:
                 raise StoreUnavailable("the transfer was cut off") from error
 
         return wait
-
-    async def _store(self, buffer: seamless.Buffer) -> None:
-        checksum = buffer.get_checksum()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._store_timeout
-        pause = _FIRST_PAUSE
-        while True:
-            problem = await _try_to_store(checksum, buffer, deadline - loop.time())
-            if problem is None:
-                return
-            if loop.time() + pause >= deadline:
-                raise StoreUnavailable(
-                    f"The result {checksum} was computed, but could not be stored for "
-                    f"{self._store_timeout:g} s: {problem}\n"
-                )
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 async def _fetch_all(
@@ -293,6 +282,24 @@ async def _explain_wait(need: Need, timeout: float) -> Exception:
         f"Input {need.name} ({need.checksum}) could not be fetched: the hashserver has not "
         f"answered for {timeout:g} s. Run the workflow again when it does.\n"
     )
+
+
+async def _store(buffer: seamless.Buffer, limit: float) -> None:
+    checksum = buffer.get_checksum()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limit
+    pause = _FIRST_PAUSE
+    while True:
+        problem = await _try_to_store(checksum, buffer, deadline - loop.time())
+        if problem is None:
+            return
+        if loop.time() + pause >= deadline:
+            raise StoreUnavailable(
+                f"The result {checksum} was computed, but could not be stored for "
+                f"{limit:g} s: {problem}\n"
+            )
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 async def _try_to_store(
