@@ -55,7 +55,7 @@ class Promptness(Faults):
             f"    with open({str(died)!r}, 'w') as file: print(time.monotonic(), file=file)\n"
             "    os.kill(os.getpid(), 9)\n"
         )
-        wait_until(lambda: len(self.worker_pids(server)) == 1, "the worker is ready")
+        self.await_workers(server, 1)
         numbers = iter(range(100))
 
         def measure():
@@ -64,7 +64,7 @@ class Promptness(Faults):
             answer = server.run(request)
             told = time.monotonic()
             self.assertIn("signal 9 SIGKILL", answer.text)
-            wait_until(lambda: len(self.worker_pids(server)) == number + 2, "the slot is back")
+            self.await_workers(server, number + 2)
             back = time.monotonic()
             death = float(died.read_text())
             return {"told": told - death, "back": back - death}
@@ -79,7 +79,7 @@ class Promptness(Faults):
     def test_workers_end_within_two_seconds_when_the_server_is_killed(self):
         def measure():
             server = self.start(workers=2)
-            wait_until(lambda: len(self.worker_pids(server)) == 2, "both workers are ready")
+            self.await_workers(server, 2)
             before = self.runs()
             with ThreadPoolExecutor(1) as caller:
                 answer = caller.submit(server.run, self.gated())
