@@ -4,19 +4,32 @@ import argparse
 import base64
 import http.client
 import json
+import os
+import shlex
 import socket
 import ssl
+import sys
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from seamless_jobserver.options import DEFAULT_PORT
+from seamless_jobserver.passwordfile import read_password_file
 
 _TIMEOUT: Final = 10.0
+_CONNECT_TIMEOUT: Final = 3.0
+"""Seconds for each of the addresses at which a server may listen."""
+_LOOPBACK: Final = ("127.0.0.1", "::1")
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})
 
 
 class Unreachable(Exception):
     """The server does not answer; the message says what was seen, and what to do."""
+
+
+class TooSlow(Unreachable):
+    """It has not answered in time."""
 
 
 class Answer(NamedTuple):
@@ -29,8 +42,8 @@ class Answer(NamedTuple):
 class Server:
     """A jobserver at a URL, which may hold a user name and a password."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ValueError when `url` is none."""
+    def __init__(self, url: str, password: bytes | None = None) -> None:
+        """Raises ValueError when `url` is none; `password` is used instead of one that it holds."""
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a jobserver, such as http://127.0.0.1:5533")
@@ -39,9 +52,10 @@ class Server:
         self._port = parts.port or DEFAULT_PORT
         self._base = parts.path.rstrip("/")
         self._fields = {"User-Agent": "seamless-jobserver-command"}
-        if parts.username is not None or parts.password is not None:
-            words = f"{parts.username or ''}:{parts.password or ''}"
-            plain = urllib.parse.unquote(words).encode()
+        if password is None and parts.password is not None:
+            password = urllib.parse.unquote_to_bytes(parts.password)
+        if password is not None or parts.username is not None:
+            plain = urllib.parse.unquote_to_bytes(parts.username or "") + b":" + (password or b"")
             self._fields["Authorization"] = "Basic " + base64.b64encode(plain).decode()
 
     @property
@@ -62,10 +76,25 @@ class Server:
             connection.request(method, self._base + path, content, self._fields)
             response = connection.getresponse()
             return Answer(response.status, response.read().decode("utf-8", errors="replace"))
+        except TimeoutError as error:
+            raise TooSlow(self._explain(error, timeout)) from error
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(self._explain(error, timeout)) from error
         finally:
             connection.close()
+
+    def ask_json(self, path: str) -> Any:
+        """Return the JSON that a path answers with. Raises `Unreachable`."""
+        answer = self.ask("GET", path)
+        if answer.status != 200:
+            raise Unreachable(f"{self.address} answers {answer.status}: {answer.text.strip()}")
+        try:
+            return json.loads(answer.text)
+        except ValueError:
+            raise Unreachable(
+                f"{self.address} is no jobserver that can be watched: something else may listen "
+                "there, or another kind of jobserver"
+            ) from None
 
     def _explain(self, error: Exception, timeout: float) -> str:
         if isinstance(error, ConnectionRefusedError):
@@ -90,6 +119,34 @@ class Server:
         return f"{self.address} cannot be asked: {type(error).__name__}: {error}"
 
 
+Built = TypeVar("Built")
+
+
+def understand(server: Server, build: Callable[[Any], Built], answer: Any) -> Built:
+    """Return what `build` makes of an answer of `server`, in JSON.
+
+    Raises `Unreachable` when that has another form than `build` expects.
+    """
+    try:
+        return build(answer)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Unreachable(
+            f"{server.address} answers in a form that this command does not know "
+            f"({type(error).__name__}: {error}). Is it a jobserver, and of this version?"
+        ) from error
+
+
+def nobody_reads() -> int:
+    """Give up standard output, whose reader has gone; return the exit code of a command for that.
+
+    The interpreter would complain when it flushes what is left at its end.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 0
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add what names a server to the arguments of a command."""
     target = parser.add_mutually_exclusive_group()
@@ -97,22 +154,76 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "url",
         nargs="?",
         metavar="URL",
-        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); may hold user:password@",
+        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); a password in it would "
+        "be seen by everybody who runs ps",
     )
     target.add_argument("--status-file", type=Path, metavar="PATH", help="or the file that says so")
+    parser.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="PATH",
+        help="file with its password, where it asks for one; only you may be able to read it",
+    )
 
 
 def find_server(options: argparse.Namespace) -> Server:
     """Return the server that the arguments of `add_target` name. Raises ValueError."""
-    if options.status_file is None:
-        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}")
+    password = None
+    if options.password_file is not None:
+        try:
+            password = read_password_file(options.password_file)
+        except ValueError as error:
+            raise ValueError(f"--password-file {error}") from None
+    path = options.status_file
+    if path is None:
+        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}", password)
     try:
-        status = json.loads(options.status_file.read_text())
+        status = json.loads(path.read_text())
         port = int(status["port"])
     except OSError as error:
-        raise ValueError(f"{options.status_file} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"{options.status_file} names no port: the jobserver does not listen yet, or failed"
+            f"{path} names no port: the jobserver does not listen yet, or failed"
         ) from None
-    return Server(f"http://127.0.0.1:{port}")
+    hosts = addresses(status)
+    host = next((host for host in hosts if _listens(host, port)), hosts[0])
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Server(url, password)
+
+
+def addresses(status: dict[str, Any]) -> list[str]:
+    """Return where a server may listen that has `status` as its status file, likeliest first.
+
+    The launcher writes the command that it ran, and the network interface that it was to listen
+    on. A server that somebody started by hand says nothing of the kind.
+    """
+    named = [_host_of_command(status.get("command")), status.get("network_interface")]
+    hosts = [host.strip("[]") for host in named if isinstance(host, str)]
+    hosts = [host for host in hosts if host not in _ANY_ADDRESS]
+    return list(dict.fromkeys([*hosts, *_LOOPBACK, socket.gethostname()]))
+
+
+def _host_of_command(command: Any) -> str | None:
+    """Return the value of ``--host`` in a command line, or None."""
+    if not isinstance(command, str):
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None  # it is not written for a shell
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--host":
+            found = following
+        elif word.startswith("--host="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), _CONNECT_TIMEOUT).close()
+    except OSError:
+        return False
+    return True

@@ -177,6 +177,9 @@ class Store:
     def kill_hashserver(self) -> None:
         self._hashserver.kill_tree()
 
+    def kill_database(self) -> None:
+        self._database.kill_tree()
+
     def restart_hashserver(self) -> None:
         """Start the hashserver again, at the port that it had."""
         self._hashserver = self._start_hashserver("--port", str(self.hashserver_port))

@@ -1,5 +1,6 @@
 """Connections: framing over a real socket, deadlines, interim answers, and their end."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -181,7 +182,7 @@ class Connections(unittest.TestCase):
         peer.sendall(GET)
         peer.recv(65536)
         (ours,) = self.server._snapshot().values()
-        self.assertTrue(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(ours.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_waiting_clients_that_skip_interim_answers_are_kept_awake(self):
         for agent, expected in (
@@ -190,12 +191,11 @@ class Connections(unittest.TestCase):
             (b"Python-urllib/3.11", False),
             (b"", False),
         ):
-            done = threading.Event()
+            done = concurrent.futures.Future()
 
-            def answer(head, body, waiting, done=done):
-                while not done.wait(min(0.05, waiting())):
-                    continue
-                return text_response(200, "done")
+            def answer(head, body, wait_for, done=done):
+                wait_for(done)
+                return text_response(200, done.result())
 
             self.answer = answer
             with self.subTest(agent), mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05):
@@ -209,7 +209,7 @@ class Connections(unittest.TestCase):
                     with self.assertRaises(TimeoutError):
                         peer.recv(1)
                     peer.settimeout(20)
-                done.set()
+                done.set_result("done")
                 received = b""
                 while not received.endswith(b"done"):
                     received += peer.recv(65536)
@@ -217,12 +217,9 @@ class Connections(unittest.TestCase):
     def test_a_client_that_hangs_up_while_it_waits_is_noticed(self):
         noticed = threading.Event()
 
-        def answer(head, body, waiting):
-            pause = threading.Event()
+        def answer(head, body, wait_for):
             try:
-                while True:
-                    waiting()
-                    pause.wait(0.01)
+                wait_for(concurrent.futures.Future())
             except ClientGone:
                 noticed.set()
                 raise

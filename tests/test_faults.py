@@ -20,7 +20,9 @@ from pathlib import Path
 import aiohttp
 
 from seamless_jobserver.processtree import ProcessId
+from seamless_jobserver.server.workers import TERMINATION_LIMIT
 from tests.constants import constants
+from tests.scripted_server import ScriptedServer
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
@@ -296,6 +298,24 @@ class Failures(Faults):
             lambda: server.run(request).status == 500 and self.runs() == 2, "it is forgotten"
         )
 
+    def test_a_buffer_that_the_jobs_code_misses_is_its_failure_and_the_code_is_run_once(self):
+        server = self.start()
+        input_checksum = self.store.put(json.dumps(self.id()).encode() + b"\n")
+        for number, (checksum, expected) in enumerate(
+            (("de" * 32, "CacheMissError"), (input_checksum, f"  a: {input_checksum}\n")), 1
+        ):
+            with self.subTest(expected):
+                request = self.traced(
+                    "    from seamless import CacheMissError, Checksum\n"
+                    f"    raise CacheMissError(Checksum({checksum!r}))\n"
+                )
+                answers = [server.run(request) for _ in range(5)]
+                self.assertEqual({answer.status for answer in answers}, {500})
+                self.assertEqual({answer.text for answer in answers}, {answers[0].text})
+                self.assertIn(expected, answers[0].text)
+                self.assertIn(checksum, answers[0].text)
+                self.assertEqual(self.runs(), number)
+
     def test_another_envelope_is_not_answered_with_a_remembered_failure(self):
         server = self.lasting()
         request = self.traced("    1 / 0\n")
@@ -469,6 +489,29 @@ class Reclaiming(Faults):
             server.cancel(request["tf_checksum"])
             answer.result(PATIENCE)
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=5, b=4))), 9)
+
+    def test_a_job_that_ends_by_itself_when_it_is_asked_to_does_not_take_the_next_along(self):
+        server = self.start("--reclaim-canceled")
+        rest = "    import signal\n    signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        rest += TRACE.format(path=str(self.trace))
+        rest += (
+            f"    while not os.path.exists({str(self.gate)!r}): time.sleep(0.01)\n    return a\n"
+        )
+        request = self.traced(rest)
+        # It goes on for longer than a worker is given between SIGTERM and SIGKILL.
+        lasting = (
+            f"def f(a):\n    import time\n    time.sleep({TERMINATION_LIMIT + 1})\n    return a\n"
+        )
+        following = self.store.request(lasting, a=15)
+        with ThreadPoolExecutor(2) as callers:
+            canceled = callers.submit(server.run, request)
+            self.await_run(2)
+            other = callers.submit(server.run, following)
+            wait_until(lambda: server.log.count("received from a caller") == 2, "it is queued")
+            server.cancel(request["tf_checksum"])
+            self.gate.touch()
+            self.assertIn("canceled", canceled.result(PATIENCE).text)
+            self.assertEqual(self.value(other.result(PATIENCE)), 15)
 
     def test_nested_jobs_end_with_the_job_that_asked_for_them(self):
         server = self.lasting("--reclaim-canceled", workers=2)
@@ -755,6 +798,32 @@ class StoreAway(Faults):
         server = self.start(parameters=parameters)
         self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
 
+    def test_in_record_mode_a_database_that_does_not_tell_the_probes_is_named(self):
+        def unanswering(peer):
+            peer.read_head()
+            peer.read_head()  # until the worker gives up
+
+        front = ScriptedServer(unanswering)
+        self.addCleanup(front.close)
+        for name, port, expected in (
+            ("hangs", front.port, "The database has not answered for 1 s"),
+            ("is away", 9, "is away, or refuses this jobserver: ClientConnectorError"),
+        ):
+            with self.subTest(name):
+                parameters = self.store.parameters(record=True)
+                url = f"http://127.0.0.1:{port}"
+                parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+                server = self.start("--input-timeout", "1", parameters=parameters)
+                request = {**self.traced("    return 8\n"), "record": True}
+                answers = [server.run(request) for _ in range(2)]
+                self.assertEqual([answer.status for answer in answers], [500, 500])
+                self.assertIn(expected, answers[0].text)
+                self.assertNotIn("Traceback", answers[0].text)
+                self.assertEqual(self.runs(), 0)
+                checksum = request["tf_checksum"][:12]
+                # A failure of ours, which is not remembered.
+                self.assertEqual(server.log.count(f"job {checksum}: failed"), 2)
+
 
 class PromisedInputs(Faults):
     def promised(self):
@@ -806,6 +875,72 @@ class Provenance(Faults):
         self.assertEqual(self.value(server.run(request)), 1)
         self.assertIn("does not hash to its checksum", server.log)
         self.assertFalse(self.store.holds("ab" * 32))
+
+
+class Descriptors(Faults):
+    def start_with_few(self):
+        """Start a server that may not have more files open than it has."""
+        command = self.home / "limited"
+        command.write_text(f'#!/bin/sh\nulimit -n 900\nexec {JOBSERVER} "$@"\n')
+        command.chmod(0o700)
+        return self.start(command=str(command))
+
+    def test_a_job_that_uses_up_all_its_files_ends_as_its_code_says_and_its_worker_is_replaced(
+        self,
+    ):
+        server = self.start_with_few()
+        rest = (
+            "    import subprocess, sys\n"
+            "    child = subprocess.Popen(['sleep', '1'])\n"  # which the sampler looks at
+            "    seamless.Buffer(a, 'mixed')\n"  # imports what making the result needs
+            "    sys.files = []\n"
+            "    try:\n        while True: sys.files.append(open('/dev/null'))\n"
+            "    except OSError:\n        child.wait()\n        {}\n"
+            "    return len(sys.files)\n"
+        )
+        for number, (then, status) in enumerate((("raise", 500), ("pass", 200)), 1):
+            with self.subTest(then):
+                request = self.traced("    import seamless\n" + rest.format(then))
+                answer = server.run(request)
+                self.assertEqual(answer.status, status, answer.text)
+                if status == 200:
+                    self.assertGreater(self.value(answer), 700)
+                    self.assertGreater(answer.json["record_runtime"]["memory_peak_bytes"], 10**6)
+                else:
+                    self.assertIn("OSError: [Errno 24] Too many open files", answer.text)
+                    self.assertNotIn("output file", answer.text)
+                    self.assertNotIn("jobserver-sampler", answer.text)
+                wait_until(
+                    lambda n=number: server.log.count("is replaced: jobs left over") == n,
+                    "the worker is replaced",
+                )
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=9, b=4))), 13)
+
+    def test_a_job_that_leaves_no_file_to_open_at_all_ends_as_its_code_says(self):
+        server = self.start()
+        code = (
+            "def f(a):\n    from seamless_jobserver.worker import isolation\n"
+            "    import resource\n"
+            "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+            "    isolation.resource.setrlimit = lambda *_: None  # as for who is not root\n"
+            "    raise KeyError('mine')\n"
+        )
+        answer = server.run(self.store.request(code, a=1))
+        self.assertEqual(answer.status, 500, answer.text)
+        self.assertIn("KeyError: 'mine'", answer.text)
+        wait_until(lambda: "is replaced: " in server.log, "the worker is replaced")
+        self.assertIn("Too many open files", server.log)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=8, b=8))), 16)
+
+    def test_an_output_file_that_cannot_be_made_is_named(self):
+        server = self.start(env={"TMPDIR": str(self.home)})
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=7, b=8))), 15)
+        (private,) = self.home.glob("seamless-jobserver-*")
+        private.rename(self.home / "gone")
+        answer = server.run(self.traced("    return 1\n"))
+        self.assertEqual(answer.status, 503)
+        self.assertIn(f"output file {private}", answer.text)
+        self.assertEqual(self.runs(), 0)
 
 
 class Limits(Faults):

@@ -190,6 +190,20 @@ class Kept(unittest.TestCase):
         self.assertEqual((entry.job, entry.output), (job, None))
         self.assertEqual(self.journal.course()["waiting"][-1], 1)
 
+    def test_a_hosted_job_tells_which_job_it_is_inside_of(self):
+        outer = self.receive(1)
+        self.table.apply(outer, Event.START)
+        self.journal.started(outer, 2, "output")
+        inner = self.table.add_hosted(RunRequest(f"{2:064x}", {}), 2)
+        self.journal.received(inner)
+        self.table.apply(inner, Event.START)
+        self.journal.started(inner, 2, None)
+        self.assertIs(self.journal.in_slot(2).job, outer)
+        self.finish(inner)
+        (line,) = self.journal.since(0, 1)
+        self.assertEqual(json.loads(line)["within"], outer.checksum)
+        self.assertEqual(json.loads(line)["waiters"], 1)
+
 
 class Output(unittest.TestCase):
     def setUp(self):
@@ -219,7 +233,7 @@ class Output(unittest.TestCase):
         path = self.write(bytes(range(256)) * 40)
         self.assertEqual(self.output.keep(path), 10_240)
         self.assertEqual(Path(path).read_bytes(), bytes(range(256)) * 32)
-        self.assertEqual(self.output.dropped(path), 2048)
+        self.assertEqual(self.output.extent(path), (2048, 10_240))
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
     def test_later_files_push_out_the_oldest(self):
@@ -228,6 +242,41 @@ class Output(unittest.TestCase):
         self.assertEqual(self.files(), [3, 4])
         self.assertEqual(self.output.read(f"{self.output.directory}/1", 10), (b"", 0))
         self.assertIsNone(self.output.open(f"{self.output.directory}/1"))
+
+    def test_of_what_was_pushed_out_the_size_is_still_known(self):
+        path = self.write(b"x" * 10_000)
+        self.output.keep(path)
+        self.assertEqual(self.output.extent(path), (10_000 - 8192, 10_000))
+        for _ in range(3):
+            self.output.keep(self.write(b"x" * 8000))
+        self.assertEqual(self.output.extent(path), (10_000, 10_000))
+        self.assertEqual(self.output.piece(path, 0, 100), (b"", 10_000, 10_000))
+
+    def test_no_more_than_so_many_files_are_kept_and_so_many_sizes_remembered(self):
+        with mock.patch.multiple(joboutput, MOST=3, _REMEMBERED=2):
+            paths = [self.write(b"x") for _ in range(7)]
+            for path in paths:
+                self.output.keep(path)
+        self.assertEqual(self.files(), [5, 6, 7])
+        sizes = [self.output.extent(path)[1] for path in paths]
+        self.assertEqual(sizes, [0, 0, 1, 1, 1, 1, 1])
+
+    def test_output_is_read_on_from_where_the_reader_was(self):
+        path = self.write(b"0123456789")
+        for start, most, expected in (
+            (0, 100, (b"0123456789", 0, 10)),
+            (7, 100, (b"789", 7, 10)),
+            (2, 4, (b"6789", 6, 10)),
+            (10, 100, (b"", 10, 10)),
+            (99, 100, (b"", 10, 10)),
+            (None, 4, (b"6789", 6, 10)),
+        ):
+            with self.subTest((start, most)):
+                self.assertEqual(self.output.piece(path, start, most), expected)
+        path = self.write(bytes(range(200)) * 100)
+        self.output.keep(path)
+        self.assertEqual(self.output.piece(path, 19_998, 100), (b"\xc6\xc7", 19_998, 20_000))
+        self.assertEqual(self.output.piece(path, 5, 9000).start, 20_000 - 8192)
 
     def test_a_job_that_prints_without_end_loses_the_beginning_and_prints_on(self):
         path = self.output.new_path()
@@ -245,6 +294,25 @@ class Output(unittest.TestCase):
         text = self.output.end_of(path)
         self.assertTrue(text.startswith("[… 137856 bytes left out …]\n"))
         self.assertEqual(self.output.end_of(self.write(b"\xff!")), "\N{REPLACEMENT CHARACTER}!")
+
+    def test_a_link_in_the_place_of_what_a_job_printed_is_not_followed(self):
+        secret = Path(self.output.directory) / "secret"
+        secret.write_bytes(b"s" * 100_000)
+        path = self.output.new_path()
+        Path(path).symlink_to(secret)
+        self.output.limit(path)
+        self.assertIsNone(self.output.open(path))
+        self.assertEqual(self.output.read(path, 4096), (b"", 0))
+        self.assertEqual(self.output.end_of(path), "")
+        self.output.keep(path)
+        self.assertEqual(secret.read_bytes(), b"s" * 100_000)
+
+    def test_a_directory_in_the_place_of_ours_is_not_read(self):
+        path = self.write(b"ours")
+        moved = Path(f"{self.output.directory}-moved")
+        os.rename(self.output.directory, moved)
+        self.addCleanup(moved.rename, self.output.directory)
+        self.assertEqual(self.output.read(path, 10), (b"ours", 0))
 
 
 class Histograms(unittest.TestCase):

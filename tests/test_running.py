@@ -297,6 +297,32 @@ class Failures(OnAStore):
                 self.assertIn("still here 2\n", text)
                 self.assertNotIn("not ended", text)
 
+    def test_a_job_ends_as_it_would_have_whatever_it_leaves_as_its_streams(self):
+        raising = "sys.stdout = type('Tee', (), {{'flush': lambda self: {}}})()"
+        for leaving in (
+            "import dataclasses; Tee = dataclasses.make_dataclass('Tee', ['a']); sys.stdout = Tee(1)",
+            "del sys.stdout, sys.stderr, sys.__stdout__",
+            "sys.stdout = sys.stderr = 5",
+            "sys.stderr = type('Odd', (), {'closed': property(lambda self: 1 // 0)})()",
+            "sys.stdout = open('/dev/full', 'w'); sys.stdout.write('x')",
+            "sys.stdout = sys.stderr = type('Odd', (), {'__getattr__': lambda *a: a[5]})()",
+            raising.format("{}['no']"),
+            raising.format("sys.exit(3)"),
+            raising.format("exec('raise KeyboardInterrupt')"),
+            raising.format("os.close(2) or 1 // 0"),
+            "class Bad(Exception):\n        __str__ = lambda self: 1 // 0\n"
+            "    def fail(self): raise Bad\n"
+            "    sys.stdout = type('Tee', (), {'flush': fail})()",
+        ):
+            with self.subTest(leaving):
+                code = f"def f(a):\n    import os, sys\n    print('said')\n    {leaving}\n"
+                answer = self.server.run(self.store.request(code + "    return a\n", a=7))
+                self.assertEqual(self.value(answer), 7)
+                text = self.fails(code + "    raise KeyError('mine')\n", a=7)
+                self.assertIn("KeyError: 'mine'", text)
+                self.assertIn("said\n", text)
+        self.assertNotIn("unforeseen", self.server.log)
+
     def test_output_that_is_no_text_or_has_no_end_is_shown_as_far_as_it_goes(self):
         text = self.fails(
             "def f(a):\n    import os\n    os.write(1, b'\\xff\\xfe!')\n    1 / 0\n", a=1

@@ -247,6 +247,33 @@ class Failures(ServiceCase):
         self.assertFalse(self.slots.slots[0].busy)
 
 
+class TheLog(ServiceCase):
+    async def test_a_failure_is_a_warning_that_says_what_failed_and_why(self):
+        # How a job ends -> level and text of its last line.
+        for digit, (outcome, level, text) in enumerate(
+            (
+                (RESULT, "INFO", "done (simulate)"),
+                (
+                    Outcome(Ending.FAILED, message="Traceback\n  f()\nValueError: no\n"),
+                    "WARNING",
+                    "failed (simulate): ValueError: no",
+                ),
+                (
+                    Outcome(Ending.CRASHED, message="SIGSEGV\nx\n"),
+                    "WARNING",
+                    "crashed (simulate): SIGSEGV",
+                ),
+            )
+        ):
+            with self.subTest(text), self.assertLogs("seamless_jobserver.server.service") as logs:
+                task = await self.call(request(f"{digit}"))
+                self.slots.slots[0].job_name = "simulate"
+                self.slots.slots[0].end.set_result(outcome)
+                await task
+                self.assertEqual(logs.records[-1].levelname, level)
+                self.assertEqual(logs.records[-1].getMessage(), text)
+
+
 class Refusals(ServiceCase):
     async def test_another_record_mode_is_refused(self):
         with self.assertRaises(RecordModeMismatch):

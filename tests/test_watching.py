@@ -3,20 +3,27 @@
 import contextlib
 import http.client
 import json
+import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
 import termios
 import threading
 import time
+import unittest
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stack import PATIENCE, Jobserver, temporary_directory, wait_until
+from seamless_jobserver.asking import Server
+from seamless_jobserver.display import fair_shares
+from seamless_jobserver.top import Looks
+from tests.stack import PATIENCE, Jobserver, Store, temporary_directory, wait_until
 from tests.test_running import OnAStore
 
 PRINTING = "def printing(n):\n    print('line', n)\n    return n\n"
@@ -25,6 +32,12 @@ CRASHING = "def crashing(n):\n    import os\n    os._exit(3)\n"
 WAITING = (
     "def waiting(gate):\n    import os, time\n    print('it waits', flush=True)\n"
     "    while not os.path.exists(gate): time.sleep(0.01)\n    print('it goes on')\n    return 1\n"
+)
+OUTER = (
+    "def outer(gate):\n    from seamless.transformer import direct\n"
+    "    def inner(gate):\n        import os, time\n        print('inside it', flush=True)\n"
+    "        while not os.path.exists(gate): time.sleep(0.01)\n        return 1\n"
+    "    return direct(inner)(gate)\n"
 )
 HOSTILE = "def f(n):\n    print('<script>alert(1)</script>\\x1b[2J')\n    return n\n"
 
@@ -67,6 +80,16 @@ class Watched(OnAStore):
 
     def job(self, checksum):
         return self.get(f"/jobs/{checksum}", Accept="application/json").json
+
+    def log(self, checksum, start):
+        """Return what there is from a byte on, the byte that it begins at, and the run."""
+        answer = self.get(f"/jobs/{checksum}/log?from={start}")
+        return answer.text, int(answer.headers["output-start"]), answer.headers["output-run"]
+
+    def metric(self, name):
+        return int(
+            re.search(rf"^seamless_jobserver_{name} (\S+)$", self.get("/metrics").text, re.M)[1]
+        )
 
 
 class Status(Watched):
@@ -156,15 +179,28 @@ class Status(Watched):
     def test_looking_does_not_keep_an_unused_server_alive(self):
         server = self.start("--timeout", "2", name="short")
         began = time.monotonic()
-        looks = 0
+        left = []
         while server.process.poll() is None:
             self.assertLess(time.monotonic() - began, 20, "it is kept alive")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                left = server.request("GET", "/status").json["server"]["idle_left"]
-                self.assertLessEqual(left, 2)
-                looks += 1
-        self.assertGreater(looks, 10)
+                left.append(server.request("GET", "/status").json["server"]["idle_left"])
+        self.assertGreater(len(left), 10)
+        self.assertLessEqual(max(left), 2)
+        self.assertEqual(left, sorted(left, reverse=True), "it counts down")
+        self.assertLess(left[-1], 1)
         self.assertEqual(server.process.wait(PATIENCE), 0)
+
+    def test_nothing_is_counted_down_while_a_job_runs_or_is_canceled_and_runs_on(self):
+        self.server = self.start("--timeout", "3600", name="used")
+        wait_until(lambda: self.status()["server"]["idle_left"], "it is unused")
+        checksum, answer = self.hold()
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.server.cancel(checksum)
+        answer.result(PATIENCE)
+        wait_until(lambda: not self.status()["running"], "it has ended for its caller")
+        self.assertIsNone(self.status()["server"]["idle_left"])
+        self.gate.touch()
+        wait_until(lambda: self.status()["server"]["idle_left"], "its work has ended too")
 
 
 class Logs(Watched):
@@ -202,10 +238,40 @@ class Logs(Watched):
         wait_until(lambda: self.connections() == before, "its thread has ended")
 
     def connections(self):
-        return int(self.metric("connections"))
+        return self.metric("connections")
 
-    def metric(self, name):
-        return re.search(rf"^seamless_jobserver_{name} (\S+)$", self.get("/metrics").text, re.M)[1]
+    def test_output_is_read_on_from_the_byte_that_was_reached(self):
+        checksum, answer = self.hold()
+        wait_until(lambda: self.log(checksum, 0)[0] == "it waits\n", "it has printed")
+        run = self.log(checksum, 0)[2]
+        self.assertEqual(self.log(checksum, 3), ("waits\n", 3, run))
+        self.assertEqual(self.log(checksum, 9), ("", 9, run))
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertEqual(self.log(checksum, 9), ("it goes on\n", 9, run))
+        self.assertEqual(self.get(f"/jobs/{checksum}/log?from=x").status, 400)
+
+    def test_a_job_that_is_queued_again_is_followed_into_its_next_run(self):
+        content = b"promised"
+        request = self.store.request("def f(a):\n    print('begun')\n    return 1\n", a=content)
+        promised = request["transformation_dict"]["a"][2]
+        for path in self.store.buffers.rglob(promised):
+            path.unlink()
+        self.store.promise(promised)
+        answer = self.callers.submit(self.server.run, request)
+        log = lambda: self.server.log  # noqa: E731
+        wait_until(lambda: "waiting for input" in log(), "it waits for its input")
+        first = self.log(request["tf_checksum"], 0)[2]
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/jobs/{request['tf_checksum']}/log?follow")
+            response = connection.getresponse()
+            os.kill(self.status()["workers"][0]["pid"], signal.SIGKILL)
+            wait_until(lambda: "goes back to the queue" in log(), "it is queued again")
+            self.store.put(content)
+            self.assertEqual(response.read(), b"begun\n")
+        answer.result(PATIENCE)
+        self.assertNotEqual(self.log(request["tf_checksum"], 0)[2], first)
 
     def test_hostile_output_stays_text(self):
         checksum, answer = self.run_job(HOSTILE, n=1)
@@ -214,6 +280,45 @@ class Logs(Watched):
         self.assertIn("<script>", log.text)
         self.assertEqual(log.headers["content-type"], "text/plain; charset=utf-8")
         self.assertEqual(log.headers["x-content-type-options"], "nosniff")
+
+
+class CanceledButRunning(Watched):
+    def test_it_is_told_for_as_long_as_its_work_holds_the_worker(self):
+        checksum, answer = self.hold()
+        wait_until(lambda: self.log(checksum, 0)[0] == "it waits\n", "it has printed")
+        self.server.cancel(checksum)
+        self.assertIn("canceled", answer.result(PATIENCE).text)
+        wait_until(lambda: self.status()["canceled_running"], "it is told")
+        status = self.status()
+        (job,) = status["canceled_running"]
+        self.assertEqual((job["checksum"], job["name"]), (checksum, "waiting"))
+        self.assertEqual((job["state"], job["worker"]), ("canceled", 1))
+        self.assertEqual(status["running"], [])
+        self.assertTrue(status["workers"][0]["canceled"])
+        self.assertTrue(self.job(checksum)["working"])
+        self.assertEqual(self.metric("jobs_canceled_running"), 1)
+        self.gate.touch()
+        wait_until(lambda: not self.status()["canceled_running"], "its work has ended")
+        self.assertEqual(self.metric("jobs_canceled_running"), 0)
+        self.assertFalse(self.status()["workers"][0]["canceled"])
+        self.assertFalse(self.job(checksum)["working"])
+        self.assertEqual(self.log(checksum, 9)[0], "it goes on\n", "what it printed after it")
+
+
+class Hosted(Watched):
+    def test_it_tells_which_job_it_runs_in_and_that_its_output_is_there(self):
+        outer, answer = self.run_job(OUTER, gate=str(self.gate))
+        running = wait_until(
+            lambda: len(self.status()["running"]) == 2 and self.status()["running"], "both run"
+        )
+        (inner,) = (job for job in running if job["hosted"])
+        self.assertEqual(inner["within"], outer)
+        wait_until(lambda: "inside it" in self.log(outer, 0)[0], "the outer job's output has it")
+        self.assertIn(f"job {outer}", self.get(f"/jobs/{inner['checksum']}/log").text)
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertEqual(self.job(inner["checksum"])["within"], outer)
+        self.assertIsNone(self.job(outer)["within"])
 
 
 class Metrics(Watched):
@@ -275,6 +380,19 @@ class ServersLog(Watched):
         self.assertEqual(len(self.server.log.splitlines()), 1, self.server.log)
 
 
+class Display(unittest.TestCase):
+    def test_nobody_gets_more_than_another_who_lacks_some(self):
+        for wanted, room, shares in (
+            ((100, 2, 50, 5), 20, [7, 2, 6, 5]),
+            ((3, 3), 100, [3, 3]),
+            ((5, 5), 0, [0, 0]),
+            ((5, 5, 5), 2, [1, 1, 0]),
+            ((), 5, []),
+        ):
+            with self.subTest(wanted):
+                self.assertEqual(fair_shares(wanted, room), shares)
+
+
 class Commands(Watched):
     def command(self, *arguments):
         return subprocess.run(
@@ -294,6 +412,65 @@ class Commands(Watched):
         for name in ("waiting", "evil"):
             self.assertRegex(shown.stdout, rf"(?m) {name}$")
         self.assertNotIn("\x1b", shown.stdout)
+
+    def test_top_tells_why_jobs_failed_and_of_canceled_ones_that_go_on(self):
+        self.run_job(FAILING, n=1)[1].result(PATIENCE)
+        checksum, answer = self.hold()
+        self.server.cancel(checksum)
+        answer.result(PATIENCE)
+        wait_until(lambda: self.status()["canceled_running"], "it is told")
+        shown = self.command("top", f"127.0.0.1:{self.server.port}").stdout
+        self.assertRegex(
+            shown, r"(?m)^LATEST FAILURES\n\S+ +failed +failing: ValueError: no such luck$"
+        )
+        self.assertRegex(
+            shown, rf"(?m)^{checksum[:12]} +canceled, still at work +\S+ s +1  waiting$"
+        )
+        self.assertIn("0 running, 0 waiting, 1 canceled, still at work;", shown)
+        self.assertIn("ended in the last minute", shown)
+        self.assertIn("0 lost", shown)
+
+    def test_commands_end_quietly_when_nobody_reads_what_they_print(self):
+        for command in ("top", "check"):
+            with self.subTest(command):
+                reading, writing = os.pipe()
+                os.close(reading)
+                with open(writing, "wb") as nowhere:
+                    ended = subprocess.run(
+                        [
+                            sys.executable,
+                            "-m",
+                            "seamless_jobserver",
+                            command,
+                            f"127.0.0.1:{self.server.port}",
+                        ],
+                        stdout=nowhere,
+                        stderr=subprocess.PIPE,
+                        timeout=PATIENCE,
+                        check=False,
+                    )
+                self.assertEqual((ended.returncode, ended.stderr), (0, b""))
+
+    def test_the_status_file_leads_to_the_address_that_the_launcher_names(self):
+        for host in ("127.0.0.2", "::1"):
+            for named in (
+                {"command": f"seamless-jobserver --host {host}"},
+                {"network_interface": host},
+            ):
+                with self.subTest((host, named)):
+                    server = Jobserver(
+                        self.place / f"at-{host}-{len(named)}-{next(iter(named))}",
+                        self.store.parameters(),
+                        flags=("--host", host),
+                        wait=False,
+                    )
+                    self.stack.callback(server.stop)
+                    port = server.wait_running()
+                    status = {**json.loads(server.status_file.read_text()), **named}
+                    server.status_file.write_text(json.dumps(status))
+                    shown = self.command("top", "--status-file", str(server.status_file))
+                    self.assertIn(str(port), shown.stdout, shown.stderr)
+                    server.stop()
 
     def test_top_fills_a_terminal_until_q_and_gives_it_back(self):
         self.hold()
@@ -315,11 +492,98 @@ class Commands(Watched):
             self.assertTrue(printed.endswith(b"\x1b[?25h\x1b[?1049l"), printed[-50:])
             self.assertEqual(termios.tcgetattr(side), before)
 
+    def test_top_shows_of_everything_some_where_there_is_little_room(self):
+        self.run_job(FAILING, n=1)[1].result(PATIENCE)
+        held, _ = self.hold()
+        shown = Looks(Server(f"127.0.0.1:{self.server.port}"))
+        whole = shown.lines(80)
+        (worker,) = (line for line in whole if re.match(r"1 +busy", line))
+        with mock.patch.object(Server, "ask_json", self.with_many_workers):
+            lines = Looks(Server(f"127.0.0.1:{self.server.port}")).lines(80, 24)
+        self.assertLessEqual(len(lines), 24)
+        text = "\n".join(lines)
+        self.assertIn(worker, lines)
+        self.assertRegex(text, r"… and \d+ more")
+        self.assertIn(held[:12], text)
+        self.assertIn("no such luck", text)
+
+    def with_many_workers(self, path):
+        found = self.get(path).json
+        if "workers" in found:
+            found["workers"] *= 64
+        return found
+
+    def test_top_asks_only_for_what_has_ended_since(self):
+        for n in range(3):
+            self.run_job(PRINTING, n=n)[1].result(PATIENCE)
+        looks = Looks(Server(f"127.0.0.1:{self.server.port}"))
+        asked = []
+
+        def ask(path):
+            asked.append(path)
+            return self.get(path).json
+
+        with mock.patch.object(looks._server, "ask_json", ask):
+            looks.lines(80)
+            self.run_job(FAILING, n=1)[1].result(PATIENCE)
+            text = "\n".join(looks.lines(80))
+        self.assertEqual(text.count("printing"), 3)
+        self.assertIn("no such luck", text)
+        self.assertEqual(asked[-1], "/status?after=3")
+        self.assertEqual(len(asked), 4)
+
     def test_check_finds_all_well(self):
         checked = self.command("check", f"http://127.0.0.1:{self.server.port}")
         self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
         self.assertEqual(checked.stdout.count("ok    "), 6, checked.stdout)
         self.assertIn("a trivial job: it ran", checked.stdout)
+
+    def test_check_says_at_once_that_all_workers_are_busy_and_calls_that_no_failure(self):
+        self.hold()
+        checked = self.command("check", f"127.0.0.1:{self.server.port}", "--wait", "0.2")
+        self.assertEqual(checked.returncode, 0, checked.stdout)
+        self.assertIn("its workers: 1 busy; waiting up to 0.2 s", checked.stdout)
+        self.assertRegex(checked.stdout, r"(?m)^busy   its store: not tried")
+        self.assertNotIn("FAILED", checked.stdout)
+
+    def test_check_waits_for_a_worker_that_is_busy_at_first(self):
+        _, answer = self.hold()
+        checking = self.callers.submit(
+            self.command, "check", f"127.0.0.1:{self.server.port}", "--wait", "50"
+        )
+        self.gate.touch()
+        answer.result(PATIENCE)
+        self.assertIn("a trivial job: it ran", checking.result(PATIENCE).stdout)
+
+    def test_check_tells_which_part_of_the_store_is_down(self):
+        store = Store(self.place / "store")
+        self.stack.callback(store.stop)
+        server = Jobserver(self.place / "on-it", store.parameters())
+        self.stack.callback(server.stop)
+        url = f"127.0.0.1:{server.port}"
+        store.kill_database()
+        checked = self.command("check", url)
+        self.assertEqual(checked.returncode, 1)
+        self.assertRegex(checked.stdout, r"(?m)^ok     its hashserver: reached")
+        self.assertRegex(checked.stdout, r"(?m)^FAILED its database: not usable.*\n +\S")
+        store.kill_hashserver()
+        checked = self.command("check", url)
+        self.assertEqual(checked.returncode, 1)
+        self.assertRegex(checked.stdout, r"(?m)^FAILED its hashserver: not usable.*\n +\S")
+        self.assertNotIn("Traceback", checked.stdout + checked.stderr)
+
+    def test_json_of_another_form_is_one_clear_line(self):
+        for answer in (b"[]", b"{}", b'{"workers": 3}', b'{"server": {}, "workers": []}', b"7"):
+            with self.subTest(answer):
+                port = self.stack.enter_context(
+                    _listener(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                    )
+                )
+                shown = self.command("top", f"127.0.0.1:{port}")
+                self.assertEqual(shown.returncode, 1)
+                self.assertEqual(len(shown.stderr.splitlines()), 1, shown.stderr)
+                self.assertIn("in a form that this command does not know", shown.stderr)
 
     def test_check_says_what_fails_and_what_to_do(self):
         storeless = Jobserver(self.place / "storeless", {})
@@ -360,8 +624,8 @@ class Commands(Watched):
 
 
 @contextlib.contextmanager
-def _listener():
-    """Yield the port of something that answers with what is not HTTP."""
+def _listener(answer=b"220 mail.example ESMTP\r\n"):
+    """Yield the port of something that answers so, by default with what is not HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
@@ -370,7 +634,7 @@ def _listener():
                     connection, _ = listening.accept()
                     with connection:
                         connection.recv(4096)
-                        connection.sendall(b"220 mail.example ESMTP\r\n")
+                        connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()

@@ -6,20 +6,40 @@ machine that was suspended, since the clock stands still meanwhile.
 
 A `threading.Timer` looks when the timeout could have passed at the earliest, and again when that
 turns out to be later. So a request costs no timer, and one that arrives as the timer fires counts.
+Before a request has been read nobody knows whether it only watches, so what is under way when the
+timer fires does not put the end off by a whole timeout.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Final
+
+_UNCERTAIN: Final = 1.0
+"""Seconds until another look when something is under way: it can turn out to be only a look."""
 
 
-@dataclass
 class Mark:
-    """Whether something counts as activity: a page that is left open in a browser does not."""
+    """Whether something counts as activity: a page that is left open in a browser does not.
 
-    counts: bool = True
+    As long as it does not, it is not even under way.
+    """
+
+    def __init__(self, change: Callable[[int], None]) -> None:
+        self._change = change
+        self._counts = True
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts; may be set more than once, while it is under way."""
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: bool) -> None:
+        if self._counts != counts:
+            self._counts = counts
+            self._change(1 if counts else -1)
 
 
 class Activity:
@@ -33,20 +53,35 @@ class Activity:
 
     @contextmanager
     def ongoing(self) -> Iterator["Mark"]:
-        """Count as activity for as long as the block runs.
+        """Count as activity for as long as the block runs, or until it says that it only watches.
 
-        The clock starts anew at its end, unless the block says that it only watched.
+        The clock starts anew at its end, unless it only watched.
         """
-        mark = Mark()
-        with self._lock:
-            self._under_way += 1
+        mark = Mark(self._change)
+        self._change(1)
         try:
             yield mark
         finally:
-            with self._lock:
-                self._under_way -= 1
-                if mark.counts:
+            if mark.counts:
+                with self._lock:
+                    self._under_way -= 1
                     self._last = self._clock()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave the request that is being answered out of account for as long as the block runs.
+
+        It is for who is inside `ongoing`, and has no mark at hand.
+        """
+        self._change(-1)
+        try:
+            yield
+        finally:
+            self._change(1)
+
+    def _change(self, by: int) -> None:
+        with self._lock:
+            self._under_way += by
 
     def idle_seconds(self) -> float:
         """Return for how long nothing has been going on; 0.0 while something is."""
@@ -89,7 +124,8 @@ class IdleTimer:
             self._timer.start()
 
     def _look(self) -> None:
-        left = self._timeout - self._activity.idle_seconds()
+        idle = self._activity.idle_seconds()
+        left = self._timeout - idle
         if left <= 0:
             with self._lock:
                 if self._closed:
@@ -97,4 +133,4 @@ class IdleTimer:
                 self._closed = True
             self._expired()
         else:
-            self._set(left)
+            self._set(left if idle else min(left, _UNCERTAIN))

@@ -5,20 +5,22 @@ while the job runs, after it, and when the worker is dead. Nobody else can look 
 is the user's alone.
 
 The disk that they take is bounded. Of a job that has ended the last `KEPT` bytes stay, until the
-files of later jobs push them out (`TOTAL`). A job that runs and prints without end loses the
-beginning of its file: the kernel is asked to give back those blocks (fallocate(2),
-``FALLOC_FL_PUNCH_HOLE``), since the job goes on writing at its end. On a file system that cannot do
-that the file is cut down when the job has ended.
+files of later jobs push them out (`TOTAL`, `MOST`); how much it was is remembered for longer. A job
+that runs and prints without end loses the beginning of its file: the kernel is asked to give back
+those blocks (fallocate(2), ``FALLOC_FL_PUNCH_HOLE``), since the job goes on writing at its end. On
+a file system that cannot do that the file is cut down when the job has ended.
 """
 
 import ctypes
+import errno
 import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 SHOWN: Final = 256 * 1024
 """Bytes of a job's output that go into the answer for a failure; its end says most."""
@@ -26,24 +28,42 @@ KEPT: Final = 2**20
 """Bytes of a job's output that are kept, at its end."""
 TOTAL: Final = 64 * 2**20
 """Bytes of output that are kept of all jobs that have ended."""
-_MOST: Final = 2000
-"""Files that are kept, however small."""
+MOST: Final = 2000
+"""Files of jobs that have ended that are kept, however small."""
+_REMEMBERED: Final = 10_000
+"""Files that were pushed out whose sizes are remembered."""
 _WHILE_RUNNING: Final = 4 * KEPT
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03
 """linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
 _BLOCK: Final = 4096
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.EBADF})
+"""What opening a file says that is not there, or is a link, or when the directory has gone."""
 
 _log = logging.getLogger(__name__)
 
 
+class Piece(NamedTuple):
+    """A part of what a job has printed: the byte that it begins at, and how many there are in all.
+
+    Both count from the first byte that the job printed, kept or not.
+    """
+
+    content: bytes
+    start: int
+    total: int
+
+
 class JobOutput:
-    """Owner of the directory. All but `open`, `dropped` and `read` is called by one thread."""
+    """Owner of the directory. One thread calls it, but for what says that any thread may."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
+        self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()  # over the two below, and the files that they are about
         self._cut: dict[str, int] = {}
+        self._pushed_out: OrderedDict[str, int] = OrderedDict()
         self._size = 0
         self._libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,7 +80,7 @@ class JobOutput:
     def limit(self, path: str) -> None:
         """Give back the beginning of the file at `path` if its job has printed very much."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self._open(path, os.O_RDWR)
         except OSError:
             return  # the job has not begun, or has ended
         try:
@@ -76,18 +96,19 @@ class JobOutput:
         An empty file is removed, and so are the oldest ones when there is too much.
         """
         try:
-            size = os.stat(path).st_size
+            size = os.lstat(path).st_size
             if not size:
                 os.unlink(path)
                 return 0
             if size > KEPT:
-                _cut(path, size)
-                self._cut[path] = size - KEPT
+                with self._lock:
+                    self._cut_down(path)
+                    self._cut[path] = size - KEPT
         except FileNotFoundError:
             return 0  # a job that never began has no file
         self._kept[path] = min(size, KEPT)
         self._size += min(size, KEPT)
-        while self._size > TOTAL or len(self._kept) > _MOST:
+        while self._size > TOTAL or len(self._kept) > MOST:
             self._drop(next(iter(self._kept)))
         return size
 
@@ -111,36 +132,81 @@ class JobOutput:
         Any thread may call it.
         """
         try:
-            return open(path, "rb")
-        except FileNotFoundError:
-            return None
+            return open(path, "rb", opener=self._open)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
 
-    def dropped(self, path: str) -> int:
-        """Return how many bytes at the beginning of a job's output are not kept."""
-        return self._cut.get(path, 0)
+    def piece(self, path: str, start: int | None, most: int) -> Piece:
+        """Return what there is from the byte `start` on, of more than `most` bytes the last ones.
+
+        Without `start` the last ones are returned. Any thread may call it.
+        """
+        with self._lock:
+            cut = self._cut.get(path, 0)
+            file = self.open(path)  # it is read outside the lock
+            if file is None:
+                total = self._pushed_out.get(path, 0)
+                return Piece(b"", total, total)
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            wanted = 0 if start is None else min(start - cut, size)
+            begin = max(0, wanted, size - most)
+            file.seek(begin)
+            return Piece(file.read(size - begin), cut + begin, cut + size)
+
+    def extent(self, path: str) -> tuple[int, int]:
+        """Return how many bytes of a job's output are not kept, at its beginning, and of how many.
+
+        Any thread may call it.
+        """
+        total = self.piece(path, None, 0).total
+        kept = os.path.exists(path)
+        return max(0, total - KEPT) if kept else total, total
 
     def read(self, path: str, most: int) -> tuple[bytes, int]:
         """Return the last bytes of a file, at most so many, and how many come before them.
 
         Any thread may call it. A file that is not there any more is as good as empty.
         """
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                start = max(0, size - most)
-                file.seek(start)
-                return file.read(most), start
-        except FileNotFoundError:
+        file = self.open(path)
+        if file is None:
             return b"", 0
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size - most)
+            file.seek(start)
+            return file.read(most), start
 
     def close(self) -> None:
         """Remove the directory with all that is in it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _drop(self, path: str) -> None:
-        self._size -= self._kept.pop(path)
-        self._cut.pop(path, None)
-        Path(path).unlink(missing_ok=True)
+        size = self._kept.pop(path)
+        self._size -= size
+        with self._lock:
+            self._pushed_out[path] = size + self._cut.pop(path, 0)
+            Path(path).unlink(missing_ok=True)
+            while len(self._pushed_out) > _REMEMBERED:
+                self._pushed_out.popitem(last=False)
+
+    def _cut_down(self, path: str) -> None:
+        """Leave the last `KEPT` bytes in the file at `path`."""
+        content, _ = self.read(path, KEPT)
+        temporary = f"{path}.end"
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(content)
+        os.replace(temporary, path)
+
+    def _open(self, path: str, flags: int) -> int:
+        # A job can put a link in the place of its file, and what the server reads, others may see.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(os.path.basename(path), flags, dir_fd=self._descriptor)
 
     def _give_back(self, descriptor: int, length: int) -> None:
         done = self._libc.fallocate(
@@ -149,17 +215,6 @@ class JobOutput:
         if done != 0:
             reason = os.strerror(ctypes.get_errno())
             _log.debug("the output of a running job cannot be cut down: %s", reason)
-
-
-def _cut(path: str, size: int) -> None:
-    """Leave the last `KEPT` of `size` bytes in the file at `path`."""
-    with open(path, "rb") as file:
-        file.seek(size - KEPT)
-        content = file.read(KEPT)
-    temporary = f"{path}.end"
-    with open(temporary, "wb", opener=_private) as file:
-        file.write(content)
-    os.replace(temporary, path)
 
 
 def _private(path: str, flags: int) -> int:

@@ -41,7 +41,7 @@ class Entry:
     """A job that is under way, with times in seconds since 1970.
 
     `output` is the path of what it prints, once it has been given to a worker; `slot` the number
-    of the slot that it runs in.
+    of the slot that it runs in. A hosted job runs inside another one, which is `within`.
     """
 
     job: Job
@@ -51,6 +51,7 @@ class Entry:
     output: str | None = None
     waiters: int = 1
     name: str = ""
+    within: str | None = None
 
 
 class Ended(NamedTuple):
@@ -84,6 +85,7 @@ class Journal:
         self._details: deque[int] = deque()
         self._detail_bytes = 0
         self._names: OrderedDict[str, str] = OrderedDict()
+        self._newest_in_slot: dict[int, Entry] = {}
         self._steps: deque[_Step] = deque(maxlen=_STEPS)
         self._waiting = self._waiting_before = 0
         self.latest = 0
@@ -95,7 +97,10 @@ class Journal:
 
     def received(self, job: Job) -> None:
         """A job is new."""
-        self.under_way[job.number] = Entry(job, self._now(), name=self._known_name(job))
+        around = None if job.host is None else self._newest_in_slot.get(job.host)
+        within = None if around is None else around.job.checksum
+        name = self._known_name(job)
+        self.under_way[job.number] = Entry(job, self._now(), name=name, within=within)
         self.totals["received"] += 1
         self._waiting += 1
         self._note()
@@ -104,12 +109,14 @@ class Journal:
         """Another caller waits for a job."""
         self.totals["joined"] += 1
         entry = self.under_way[job.number]
-        entry.waiters = max(entry.waiters, job.waiters)
+        entry.waiters = max(entry.waiters, _waiters(job))
 
     def started(self, job: Job, slot: int, output: str | None) -> None:
         """A job has been given to the worker of a slot, and prints into `output`."""
         entry = self.under_way[job.number]
         entry.started, entry.slot, entry.output = self._now(), slot, output
+        if job.host is None:
+            self._newest_in_slot[slot] = entry
         self.queue_times.observe(max(0.0, entry.started - entry.received))
         self.jobs_of_slot[slot] += 1
         self._waiting -= 1
@@ -159,6 +166,10 @@ class Journal:
         self._detail_bytes += len(detail)
         self._forget()
         self._note(ended=1, failed=job.state.value not in ("done", "canceled"))
+
+    def in_slot(self, slot: int) -> Entry | None:
+        """Return the job that a slot was given last, also when that has ended; no hosted one."""
+        return self._newest_in_slot.get(slot)
 
     def of(self, checksum: str) -> Entry | Ended | None:
         """Return the newest run of a transformation, under way or ended, or None."""
@@ -266,13 +277,14 @@ def describe(
         "worker": entry.slot,
         "by": "job" if job.nested else "caller",
         "hosted": job.host is not None,
-        "waiters": max(entry.waiters, job.waiters),
+        "within": entry.within,
+        "waiters": max(entry.waiters, _waiters(job)),
         "retries": job.retries,
         "wall": runtime.get("wall_time_seconds"),
         "cpu": None if user is None or system is None else round(user + system, 6),
         "memory": runtime.get("memory_peak_bytes"),
         "result": None if outcome is None else outcome.result_checksum,
-        "problem": None if outcome is None else _problem(outcome),
+        "problem": None if outcome is None else problem_of(outcome),
         "scratch": job.request.scratch,
     }
 
@@ -286,7 +298,7 @@ def pins(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def _problem(outcome: Outcome) -> str | None:
+def problem_of(outcome: Outcome) -> str | None:
     """Return the line of a failure's message that says most."""
     lines = [line for line in outcome.message.splitlines() if line.strip()]
     if not lines or outcome.ending is Ending.CANCELED:
@@ -303,6 +315,11 @@ def _detail(job: Job, outcome: Outcome) -> bytes:
 
 def _compact(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _waiters(job: Job) -> int:
+    """Return how many wait for a job, the job that runs it inside itself included."""
+    return job.waiters + (job.host is not None)
 
 
 def _code_checksum(job: Job) -> str | None:

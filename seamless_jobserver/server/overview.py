@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
@@ -22,10 +23,10 @@ from seamless_jobserver import __version__
 from seamless_jobserver.processtree import tree_memory
 from seamless_jobserver.server.access import user_name
 from seamless_jobserver.server.bridge import Bridge
+from seamless_jobserver.server.exposition import age_of_first, canceled_running, expose
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.journal import Ended, Entry, describe, pins
-from seamless_jobserver.server.metrics import Metric, render
 from seamless_jobserver.server.service import Service
 
 VERSION: Final = 1
@@ -75,6 +76,10 @@ class Overview:
         self._present = b""
         self._until = 0.0
 
+    def watched(self) -> AbstractContextManager[None]:
+        """Leave the request that is being answered out of what counts as activity meanwhile."""
+        return self._activity.watched()
+
     def status(self, after: int) -> bytes:
         """Return the JSON of ``/status``, with the jobs that ended after the one of number `after`.
 
@@ -99,18 +104,15 @@ class Overview:
         found = self._ask(lambda: self._job(checksum))
         if found is None:
             return None
-        line, detail, output = found
-        size = dropped = 0
-        if output is not None:
-            dropped = self._service.output.dropped(output)
-            size = dropped + self._service.output.read(output, 0)[1]
-        told = line[:-1], detail[1:-1], size, dropped
-        return b'%s, %s, "output": %d, "dropped": %d}' % told
+        line, detail, output, working = found
+        dropped, size = (0, 0) if output is None else self._service.output.extent(output)
+        more = {"working": working, "output": size, "dropped": dropped}
+        return b"%s, %s, %s" % (line[:-1], detail[1:-1], json.dumps(more).encode()[1:])
 
     def metrics(self) -> str:
         """Return the text of ``/metrics``."""
-        now = self._ask(self._counts)
-        return render(now, self._ask(self._histograms))
+        counts = self._http.counts
+        return str(self._ask(lambda: expose(self._service, counts, time.time() - self._started)))
 
     def _ask(self, look: Callable[[], Any]) -> Any:
         async def on_the_loop() -> Any:
@@ -122,16 +124,20 @@ class Overview:
         journal = self._service.journal
         return journal.since(after, MOST_ENDED), journal.latest
 
-    def _job(self, checksum: str) -> tuple[bytes, bytes, str | None] | None:
+    def _job(self, checksum: str) -> tuple[bytes, bytes, str | None, bool] | None:
         found = self._service.journal.of(checksum)
         if isinstance(found, Entry):
             detail: dict[str, Any] = {"pins": pins(found.job), "message": None, "runtime": {}}
             line = json.dumps(self._describe(found)).encode()
-            return line, json.dumps(detail).encode(), found.output
+            return line, json.dumps(detail).encode(), found.output, found.started is not None
         if isinstance(found, Ended):
             nothing = b'{"pins": null, "message": null, "runtime": {}}'
             detail_kept = nothing if found.detail is None else zlib.decompress(found.detail)
-            return found.line, detail_kept, found.output
+            working = any(
+                entry.job.checksum == checksum and entry.output == found.output
+                for entry in canceled_running(self._service)
+            )
+            return found.line, detail_kept, found.output, working
         return None
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
@@ -168,15 +174,19 @@ class Overview:
                     "jobs": journal.jobs_of_slot[slot.number],
                     "job": None if job is None else job.checksum,
                     "phase": None if job is None else slot.phase.words,
+                    "canceled": job is not None and not job.state.active,
                     "problem": slot.problem,
                 }
             )
         return {
             "workers": workers,
             "running": [self._describe(entry) for entry in running],
+            "canceled_running": [
+                self._describe(entry) for entry in canceled_running(self._service)
+            ],
             "waiting": [self._describe(entry) for entry in waiting[:MOST_WAITING]],
             "waiting_count": len(waiting),
-            "oldest_waiting": _age(waiting),
+            "oldest_waiting": age_of_first(waiting),
             "totals": {
                 name: journal.totals[name]
                 for name in (
@@ -195,8 +205,9 @@ class Overview:
     def _describe_server(self) -> dict[str, Any]:
         facts = self._facts
         left = None
-        if facts.idle_timeout is not None:
-            left = round(max(0.0, facts.idle_timeout - self._activity.idle_seconds()), 1)
+        idle = self._activity.idle_seconds()
+        if facts.idle_timeout is not None and idle:
+            left = round(max(0.0, facts.idle_timeout - idle), 1)
         return {
             "name": "seamless-jobserver",
             "version": self._versions["jobserver"],
@@ -215,98 +226,6 @@ class Overview:
             "idle_left": left,
             "ending": self._http.closing,
         }
-
-    def _counts(self) -> list[Metric]:
-        journal = self._service.journal
-        waiting = journal.waiting
-        slots = self._service.all_slots
-        traffic = journal.traffic
-        connections, accepted, refused = self._http.counts
-        states = ("done", "failed", "crashed", "canceled", "lost")
-        slot_states = {"starting": 0, "idle": 0, "busy": 0, "down": 0}
-        for slot in slots:
-            slot_states[slot.state.value] += 1
-        return [
-            Metric(
-                "jobs_total",
-                "counter",
-                "Jobs that have ended, by how.",
-                {state: journal.totals[state] for state in states},
-                "outcome",
-            ),
-            _one("jobs_received_total", "counter", "Jobs received.", journal.totals["received"]),
-            _one(
-                "jobs_joined_total",
-                "counter",
-                "Requests that joined a job under way.",
-                journal.totals["joined"],
-            ),
-            _one(
-                "jobs_running",
-                "gauge",
-                "Jobs that run, those inside others included.",
-                len(journal.under_way) - len(waiting),
-            ),
-            _one("queue_length", "gauge", "Jobs that wait for a worker.", len(waiting)),
-            _one(
-                "queue_oldest_seconds",
-                "gauge",
-                "Age of the job that has waited longest.",
-                _age(waiting) or 0.0,
-            ),
-            Metric("slots", "gauge", "Worker slots, by state.", slot_states, "state"),
-            _one(
-                "worker_restarts_total",
-                "counter",
-                "Workers that were replaced.",
-                self._service.workers_ended,
-            ),
-            _one(
-                "staged_bytes_total",
-                "counter",
-                "Bytes of inputs fetched from servers.",
-                traffic.staged,
-            ),
-            _one("stored_bytes_total", "counter", "Bytes of results stored.", traffic.stored),
-            _one(
-                "cache_hits_total",
-                "counter",
-                "Inputs that were at hand: kept from earlier jobs, or in a read folder.",
-                traffic.cache_hits,
-            ),
-            _one(
-                "cache_misses_total",
-                "counter",
-                "Inputs fetched from a server.",
-                traffic.cache_misses,
-            ),
-            _one("connections", "gauge", "Open connections.", connections),
-            _one("connections_total", "counter", "Connections accepted.", accepted),
-            _one(
-                "refused_total",
-                "counter",
-                "Connections and requests refused by the access rules.",
-                refused,
-            ),
-            _one(
-                "uptime_seconds", "gauge", "Seconds since the start.", time.time() - self._started
-            ),
-        ]
-
-    def _histograms(self) -> dict[str, Any]:
-        journal = self._service.journal
-        return {
-            "run_seconds": ("Seconds from the start of a job to its end.", journal.run_times),
-            "queue_seconds": ("Seconds that jobs waited for a worker.", journal.queue_times),
-        }
-
-
-def _one(name: str, kind: str, about: str, value: float) -> Metric:
-    return Metric(name, kind, about, {"": value})
-
-
-def _age(waiting: list[Entry]) -> float | None:
-    return round(max(0.0, time.time() - waiting[0].received), 3) if waiting else None
 
 
 def _version(package: str) -> str:

@@ -32,7 +32,7 @@ from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
-from seamless_jobserver.server.journal import Journal
+from seamless_jobserver.server.journal import Journal, problem_of
 from seamless_jobserver.server.slots import Slot, Slots
 from seamless_jobserver.server.workers import WorkerGone, WorkerLost
 
@@ -438,8 +438,17 @@ class Service:
         told = outcome.with_output(printed)
         self._table.apply(job, event, told)
         self._failures.note(job, told)
+        name = self.journal.under_way[job.number].name
         self.journal.ended(job, outcome)
         self._ends.pop(job.number).set_result(told)
+        self._log_end(job, name, outcome)
+
+    def _log_end(self, job: Job, name: str, outcome: Outcome) -> None:
         wall = outcome.runtime.get("wall_time_seconds")
         took = f" in {wall} s" if wall else ""
-        _log.info("%s%s", job.state.value, took, extra={"job": job.checksum})
+        problem = problem_of(outcome)
+        level = logging.INFO if problem is None else logging.WARNING
+        called = f" ({name})" if name else ""
+        why = "" if problem is None else f": {problem}"
+        event = f"{job.state.value}{took}{called}{why}"
+        _log.log(level, "%s", event, extra={"job": job.checksum})

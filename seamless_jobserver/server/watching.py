@@ -8,16 +8,18 @@ here as JSON, or as plain text that a browser may not take for something else.
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import urllib.parse
 from collections.abc import Generator
 from importlib import resources
-from typing import Final
+from typing import Final, NamedTuple
 
 from seamless_jobserver import http1
 from seamless_jobserver.errors import InvalidChecksum, InvalidQuery
 from seamless_jobserver.server.bridge import Bridge
-from seamless_jobserver.server.joboutput import KEPT
+from seamless_jobserver.server.joboutput import KEPT, Piece
+from seamless_jobserver.server.journal import Ended, Entry
 from seamless_jobserver.server.metrics import CONTENT_TYPE
 from seamless_jobserver.server.overview import Overview
 from seamless_jobserver.server.payload import parse_checksum
@@ -58,28 +60,30 @@ class Watching:
 
         Raises a `RequestError`.
         """
-        path, _, query = head.target.partition("?")
-        if path == "/":
-            response = self._page["index.html"] if _wants_page(head) else None
-        elif path.startswith("/page/"):
-            response = self._page.get(path.removeprefix("/page/"))
-        elif path == "/status":
-            response = self._status(query)
-        elif path == "/metrics":
-            text = self._overview.metrics()
-            response = text_response(200, text, Content_Type=CONTENT_TYPE)
-        elif path == "/jobs":
-            response = self._jobs(query)
-        elif path.startswith("/jobs/"):
-            response = self._job(path.removeprefix("/jobs/"), query, head)
-        else:
-            response = None
+        with self._overview.watched():
+            response = self._answer(head)
         if response is None:
             return None
         if head.method not in ("GET", "HEAD"):
             return text_response(405, "405: Method Not Allowed", Allow="GET, HEAD")
         fields = {**_FIELDS, **response.fields}
         return dataclasses.replace(response, fields=fields, watching=True)
+
+    def _answer(self, head: http1.RequestHead) -> Response | None:
+        path, _, query = head.target.partition("?")
+        if path == "/":
+            return self._page["index.html"] if _wants_page(head) else None
+        if path.startswith("/page/"):
+            return self._page.get(path.removeprefix("/page/"))
+        if path == "/status":
+            return self._status(query)
+        if path == "/metrics":
+            return text_response(200, self._overview.metrics(), Content_Type=CONTENT_TYPE)
+        if path == "/jobs":
+            return self._jobs(query)
+        if path.startswith("/jobs/"):
+            return self._job(path.removeprefix("/jobs/"), query, head)
+        return None
 
     def _status(self, query: str) -> Response:
         return json_response(self._overview.status(_number(query, "after") or 0))
@@ -97,7 +101,7 @@ class Watching:
         if checksum is None:
             raise InvalidChecksum(name)
         if part == "log":
-            return self._log(checksum, "follow" in urllib.parse.parse_qs(query, True))
+            return self._log(checksum, query)
         if part:
             return text_response(404, "404: Not Found")
         if _wants_page(head):
@@ -106,35 +110,44 @@ class Watching:
         found = self._overview.job(checksum)
         return _UNKNOWN if found is None else json_response(found)
 
-    def _log(self, checksum: str, follow: bool) -> Response:
-        known, path = self._output_of(checksum)
-        if not known:
+    def _log(self, checksum: str, query: str) -> Response:
+        run = self._run_of(checksum)
+        if run is None:
             return _UNKNOWN
-        if follow:
+        if "follow" in urllib.parse.parse_qs(query, True):
             return dataclasses.replace(text_response(200, ""), stream=self._follow(checksum))
-        content, missing = b"", 0
-        if path is not None:
-            content, start = self._service.output.read(path, KEPT)
-            missing = start + self._service.output.dropped(path)
-        left_out = f"[… {missing} bytes left out …]\n".encode() if missing else b""
-        return dataclasses.replace(text_response(200, ""), body=left_out + content)
+        start = _number(query, "from")
+        piece = Piece(b"", 0, 0)
+        if run.output is not None:
+            piece = self._service.output.piece(run.output, start, KEPT)
+        content = piece.content
+        if start is None:
+            content = _note_before(run, piece.start) + content
+        fields = {"Output-Run": run.name, "Output-Start": str(piece.start)}
+        response = text_response(200, "", **fields)
+        return dataclasses.replace(response, body=content)
 
-    def _output_of(self, checksum: str) -> tuple[bool, str | None]:
-        async def look() -> tuple[bool, str | None]:
+    def _run_of(self, checksum: str) -> "_Run | None":
+        async def look() -> _Run | None:
             found = self._service.journal.of(checksum)
-            return found is not None, None if found is None else found.output
+            return None if found is None else _describe_run(found)
 
         return self._bridge.submit(look()).result(_LIMIT)
 
     def _follow(self, checksum: str) -> Generator[bytes, None, None]:
         """Yield what a transformation's newest job prints until it has ended."""
         ended = self._bridge.submit(self._service.wait_for_end(checksum))
-        file, over = None, False
+        file, path, over = None, None, False
         try:
             while True:
-                if file is None:
-                    path = self._output_of(checksum)[1]
-                    file = None if path is None else self._service.output.open(path)
+                run = self._run_of(checksum)
+                # A job that goes back to the queue prints into another file.
+                if run is not None and run.output not in (None, path):
+                    opened = self._service.output.open(run.output)
+                    if opened is not None:
+                        if file is not None:
+                            file.close()
+                        file, path = opened, run.output
                 if file is not None:
                     if os.fstat(file.fileno()).st_size - file.tell() > KEPT:
                         file.seek(-KEPT, os.SEEK_END)
@@ -151,6 +164,30 @@ class Watching:
             ended.cancel()
             if file is not None:
                 file.close()
+
+
+class _Run(NamedTuple):
+    """One run of a job: its name, the file that it prints into, and the job that it is inside of.
+
+    A run is named by the number of the job and how often that has gone back to the queue.
+    """
+
+    name: str
+    output: str | None
+    within: str | None
+
+
+def _describe_run(found: Entry | Ended) -> _Run:
+    if isinstance(found, Entry):
+        return _Run(f"{found.job.number}-{found.job.retries}", found.output, found.within)
+    told = json.loads(found.line)
+    return _Run(f"{told['number']}-{told['retries']}", found.output, told["within"])
+
+
+def _note_before(run: _Run, missing: int) -> bytes:
+    if run.within is not None:
+        return f"[… what it prints is part of what job {run.within} prints …]\n".encode()
+    return f"[… {missing} bytes left out …]\n".encode() if missing else b""
 
 
 _UNKNOWN: Final = text_response(

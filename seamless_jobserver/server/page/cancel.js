@@ -1,8 +1,9 @@
 /* The button that cancels a job: it says what will happen, asks once, and tells what came of it. */
 
-import { make, setText } from "./dom.js";
-import { count, isActive } from "./format.js";
-import { refusal } from "./poller.js";
+import { make, setText, whenChanged } from "./dom.js";
+import { count, isActive, short } from "./format.js";
+import { jobAddress } from "./jobcells.js";
+import { request } from "./poller.js";
 
 /** The control for the job with `checksum`; `changed` is called after an answer. */
 export class CancelControl {
@@ -22,13 +23,17 @@ export class CancelControl {
     this._question.append(this._what, this._yes, this._no);
     this._answer = make("p", { role: "status", class: "answer", tabindex: "-1" });
     this._controls = make("div", { hidden: true }, this._ask, this._question);
-    this.element = make("div", { class: "cancel" }, this._controls, this._answer);
+    this._hosted = make("p", { class: "aside" });
+    this.element = make("div", { class: "cancel" }, this._controls, this._hosted, this._answer);
   }
 
   /** Offer to cancel `job` while that is possible, in the words that fit `server`. */
   update(job, server) {
     const hadFocus = this._controls.contains(document.activeElement);
-    this._controls.hidden = !isActive(job);
+    this._controls.hidden = !isActive(job) || job.hosted;
+    whenChanged(this._hosted, isActive(job) && job.hosted && job.within, (within) =>
+      within ? insteadOfCancel(within) : [],
+    );
     setText(this._what, consequences(job, server));
     if (hadFocus && this._controls.hidden) {
       if (!this._answer.textContent)
@@ -47,12 +52,8 @@ export class CancelControl {
   async _post() {
     this._yes.disabled = true;
     try {
-      const answer = await fetch(`cancel-transformation/${this._checksum}`, {
-        method: "POST",
-        headers: { Accept: "application/json" },
-        signal: AbortSignal.timeout(20000),
-      });
-      if (!answer.ok) throw await refusal(answer);
+      const signal = AbortSignal.timeout(20000);
+      const answer = await request(`cancel-transformation/${this._checksum}`, { method: "POST", signal });
       const { canceled, status } = await answer.json();
       setText(
         this._answer,
@@ -73,6 +74,15 @@ function button(text, action, kind = null) {
   const element = make("button", { type: "button", class: kind }, text);
   element.addEventListener("click", action);
   return element;
+}
+
+/** What runs inside another job gives its result to that one, whoever is told otherwise. */
+function insteadOfCancel(within) {
+  return [
+    "It runs inside the job that asked for it, as a part of that job, and cannot be stopped by itself. To stop it, cancel ",
+    make("a", { href: jobAddress(within) }, "that job ", make("code", {}, short(within))),
+    ".",
+  ];
 }
 
 function consequences({ state, waiters }, server) {

@@ -58,7 +58,7 @@ export function whenChanged(element, value, build) {
   const text = JSON.stringify(value) ?? "";
   if (shown.get(element) === text) return;
   shown.set(element, text);
-  element.replaceChildren(...build());
+  element.replaceChildren(...build(value));
 }
 
 /** A list of terms and what they are; entries without a value are left out. */
@@ -72,5 +72,31 @@ export function terms(entries) {
 export function scrollingTable(label, columns, body) {
   const heads = columns.map(([name, kind]) => make("th", { scope: "col", class: kind ?? null }, name));
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
-  return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, table);
+  const region = make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, table);
+  const measure = () => region.classList.toggle("more", region.scrollWidth > region.clientWidth + 1);
+  const observer = new ResizeObserver(measure);
+  observer.observe(region);
+  observer.observe(table);
+  return region;
+}
+
+/** A text that is there to be copied, with the button that copies it. */
+export function copyable(text, what) {
+  const code = make("code", { class: "checksum" }, text);
+  const told = make("span", { role: "status", class: "aside" });
+  const button = make("button", { type: "button", "aria-label": `Copy ${what}` }, "Copy");
+  button.addEventListener("click", async () => setText(told, await copy(code)));
+  return make("span", { class: "copyable" }, code, button, told);
+}
+
+/** Copy the text of `element`, selecting it; the clipboard is closed to pages without TLS. */
+async function copy(element) {
+  getSelection().selectAllChildren(element);
+  try {
+    if (navigator.clipboard) await navigator.clipboard.writeText(element.textContent);
+    else if (!document.execCommand("copy")) throw new Error("no clipboard");
+    return "Copied.";
+  } catch {
+    return "It is selected: copy it with Ctrl+C.";
+  }
 }

@@ -22,6 +22,9 @@ export const STATES = {
 /** The states in which a job has ended. */
 export const OUTCOMES = ["done", "failed", "crashed", "canceled", "lost"];
 
+/** The word for a canceled job whose work goes on. */
+export const STILL_AT_WORK = "canceled, still at work";
+
 /** Whether `job` waits or runs. */
 export function isActive(job) {
   return job.state === "queued" || job.state === "running";
@@ -43,6 +46,12 @@ export function elapsed(seconds) {
   if (whole < HOUR) return `${Math.floor(whole / MINUTE)} min ${two(whole % MINUTE)} s`;
   if (whole < DAY) return `${Math.floor(whole / HOUR)} h ${two(Math.floor((whole % HOUR) / MINUTE))} min`;
   return `${Math.floor(whole / DAY)} d ${Math.floor((whole % DAY) / HOUR)} h`;
+}
+
+/** For how long `job`, which has ended, ran: by its own measure, or by the clock; null if it did not. */
+export function timeRun({ wall, started, ended }) {
+  if (wall !== null) return wall;
+  return started === null || ended === null ? null : ended - started;
 }
 
 /** A size with three digits: "87.0 MB". */
@@ -91,7 +100,12 @@ export function count(number, one, many = `${one}s`) {
 
 /** `text` in which no character is invisible, or turns the direction of what follows it. */
 export function printable(text) {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd");
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd");
+}
+
+/** `text` of many lines in which no character turns the direction of what follows it. */
+export function undirected(text) {
+  return text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 }
 
 function two(number) {

@@ -1,13 +1,14 @@
-/* What a job prints: live while it runs, and never more than a megabyte of it on the page. */
+/* What a job prints: read on from where the page is each time that the job is asked for. */
 
-import { make, setText } from "./dom.js";
-import { isActive, size } from "./format.js";
-import { refusal } from "./poller.js";
+import { make, setText, whenChanged } from "./dom.js";
+import { isActive, short, size, undirected } from "./format.js";
+import { jobAddress } from "./jobcells.js";
+import { request } from "./poller.js";
 
 const MOST_TEXT = 1_000_000;
 const PIECE = 50_000;
-const FLUSH_AFTER = 200;
-/** Colours and cursor movements; the last alternative is one that the next chunk goes on with. */
+const PATIENCE = 20_000;
+/** Colours and cursor movements; the last alternative is one that the next piece goes on with. */
 const ESCAPES =
   /\u001b\[[0-9;?]*[ -/]*[@-~]|\u001b\][^\u0007\u001b]*(?:\u0007|\u001b\\)|\u001b[()][A-Z0-9]|\u001b[=>78cDEHM]/g;
 const UNFINISHED = /(?:\r|\u001b[^\n]{0,200})$/;
@@ -19,86 +20,91 @@ export class JobLog {
     this._note = make("p", { class: "aside" });
     this._pre = make("pre", { class: "output", tabindex: "0", role: "region", "aria-label": "Output" });
     this._head = make("div", { class: "card-head" }, make("h2", {}, "Output"), this._note);
-    this.element = make("section", { class: "card" }, this._head, this._pre);
+    this._elsewhere = make("p");
+    this.element = make("section", { class: "card" }, this._head, this._elsewhere, this._pre);
     this._abort = null;
-    this._number = null;
-    this._reset();
+    this._run = null;
   }
 
-  /** Fetch or follow the output of `job` unless that has been done, or has to wait. */
+  /** Read what `job` has printed since it was asked the last time. */
   update(job) {
-    if (job.number !== this._number || (this._isBroken && !this._abort)) {
+    const run = `${job.number}-${job.retries}`;
+    if (run !== this._run) {
       this.close();
-      this._number = job.number;
-      this._isRead = false;
+      this._run = run;
       this._reset();
     }
-    this._dropped = job.dropped;
-    if (job.state === "queued") this._tell("It has not begun.");
-    else if (!this._abort && !this._isRead) this._read(isActive(job));
+    this._job = job;
+    whenChanged(this._elsewhere, job.within, (within) => (within ? outputElsewhere(within) : []));
+    if (job.started !== null && !job.hosted && !this._abort && this._isBehind()) this._read();
     else this._describe();
   }
 
-  /** Stop following. */
+  /** Ask no more. */
   close() {
     this._abort?.abort();
     this._abort = null;
-    clearTimeout(this._timer);
   }
 
   _reset() {
     this._pre.replaceChildren();
     this._pre.hidden = true;
-    this._pending = "";
+    this._decoder = new TextDecoder();
     this._rest = "";
+    this._offset = 0;
     this._length = 0;
+    this._missing = 0;
     this._isCut = false;
-    this._isBroken = false;
-    this._timer = null;
+    this._problem = null;
   }
 
-  async _read(isLive) {
+  _isBehind() {
+    return this._problem !== null || this._job.output > this._offset;
+  }
+
+  _isLive() {
+    return isActive(this._job) || this._job.working;
+  }
+
+  async _read() {
     const abort = new AbortController();
     this._abort = abort;
+    const patience = setTimeout(() => abort.abort(new Error("it takes too long")), PATIENCE);
     try {
-      const address = `jobs/${this._checksum}/log${isLive ? "?follow" : ""}`;
-      const answer = await fetch(address, { signal: abort.signal, cache: "no-store" });
-      if (!answer.ok) throw await refusal(answer);
-      await this._take(answer.body.pipeThrough(new TextDecoderStream()).getReader());
-      this._isRead = true;
+      const address = `jobs/${this._checksum}/log?from=${this._offset}`;
+      const answer = await request(address, { signal: abort.signal });
+      const bytes = await answer.arrayBuffer();
+      if (this._abort !== abort) return;
+      // Another run prints into another file: its job has not been seen here yet.
+      if (answer.headers.get("Output-Run") === this._run)
+        this._take(bytes, Number(answer.headers.get("Output-Start")));
+      this._problem = null;
     } catch (error) {
       if (this._abort !== abort) return;
-      this._isBroken = true;
-      this._flush();
-      this._tell(`The output broke off: ${error.message}.`);
+      this._problem = error.message;
+    } finally {
+      clearTimeout(patience);
     }
-    if (this._abort === abort) this._abort = null;
-    if (this._isRead) this._flush();
-  }
-
-  async _take(reader) {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      this._pending += value;
-      if (this._pending.length > MOST_TEXT) this._flush();
-      else this._timer ??= setTimeout(() => this._flush(), FLUSH_AFTER);
-    }
+    this._abort = null;
+    this._describe();
   }
 
   /** Move what has arrived onto the page, all at once, since each change costs a layout. */
-  _flush() {
-    clearTimeout(this._timer);
-    this._timer = null;
+  _take(bytes, start) {
+    if (start > this._offset) {
+      this._reset();
+      this._missing = start;
+    }
+    this._offset = start + bytes.byteLength;
     const isAtEnd = this._pre.scrollTop + this._pre.clientHeight >= this._pre.scrollHeight - 4;
-    this._append(this._clean());
+    const isLast = !this._isLive() && this._offset >= this._job.output;
+    this._append(this._clean(this._decoder.decode(bytes, { stream: !isLast }), isLast));
     while (this._length > MOST_TEXT && this._pre.childNodes.length > 1) {
       this._length -= this._pre.firstChild.length;
       this._pre.firstChild.remove();
       this._isCut = true;
     }
     if (isAtEnd) this._pre.scrollTop = this._pre.scrollHeight;
-    this._describe();
   }
 
   _append(text) {
@@ -112,22 +118,35 @@ export class JobLog {
     this._pre.hidden = this._length === 0;
   }
 
-  _clean() {
-    const text = (this._rest + this._pending).replace(ESCAPES, "");
-    this._pending = "";
-    this._rest = this._abort ? (UNFINISHED.exec(text)?.[0] ?? "") : "";
-    return text.slice(0, text.length - this._rest.length).replace(/\r\n?/g, "\n");
+  _clean(piece, isLast) {
+    const text = (this._rest + piece).replace(ESCAPES, "");
+    this._rest = isLast ? "" : (UNFINISHED.exec(text)?.[0] ?? "");
+    return undirected(text.slice(0, text.length - this._rest.length).replace(/\r\n?/g, "\n"));
   }
 
   _describe() {
-    if (this._isBroken) return;
-    const left = this._dropped ? `, after ${size(this._dropped)} that are not kept` : "";
-    const cut = this._isCut ? `, the last ${size(MOST_TEXT)} of it` : "";
-    if (this._length) this._tell(`${this._abort ? "live" : "all it printed"}${cut}${left}`);
-    else this._tell(this._abort ? "It has printed nothing yet." : "It printed nothing.");
+    setText(this._note, this._problem ? `The output broke off: ${this._problem}.` : this._words());
   }
 
-  _tell(text) {
-    setText(this._note, text);
+  _words() {
+    const { started, hosted, state, output, dropped } = this._job;
+    if (hosted) return "";
+    if (started === null) return state === "queued" ? "It has not begun." : "It never began.";
+    if (this._length) {
+      const left = this._missing ? `, after ${size(this._missing)} that are not kept` : "";
+      const cut = this._isCut ? `, the last ${size(MOST_TEXT)} of it` : "";
+      return `${this._isLive() ? "live" : "all it printed"}${cut}${left}`;
+    }
+    if (this._isLive()) return "It has printed nothing yet.";
+    if (output > 0 && dropped >= output) return `What it printed is not kept any more (${size(output)}).`;
+    return output > this._offset ? "Asking for it." : "It printed nothing.";
   }
+}
+
+function outputElsewhere(within) {
+  return [
+    "It runs in the process of the job that asked for it. What it prints is part of ",
+    make("a", { href: jobAddress(within) }, "the output of that job ", make("code", {}, short(within))),
+    ".",
+  ];
 }

@@ -1,10 +1,11 @@
 /* The page of one job: facts, error, output, pins and metadata, and the means to cancel it. */
 
 import { CancelControl } from "./cancel.js";
-import { make, scrollingTable, setText, terms, whenChanged } from "./dom.js";
-import { STATES, clock, duration, elapsed, isActive, jobName, printable, size } from "./format.js";
-import { runningClock, stateBadge } from "./jobcells.js";
+import { copyable, make, setText, terms, whenChanged } from "./dom.js";
+import { STATES, STILL_AT_WORK, clock, duration, isActive, jobName, short, size, timeRun } from "./format.js";
+import { jobAddress, runningClock, stateBadge } from "./jobcells.js";
 import { JobLog } from "./joblog.js";
+import { card, messageCard, pins, runtimeCard } from "./jobtables.js";
 import { getJson } from "./poller.js";
 
 const MEANINGS = {
@@ -60,7 +61,11 @@ export class JobView {
   /** Ask for the job again if it may have changed. */
   async update() {
     const abort = this._abort;
-    if (!abort || this._isAsking || !this._mayHaveChanged()) return;
+    if (!abort || this._isAsking) return;
+    if (!this._mayHaveChanged()) {
+      if (this.job) this._log.update(this.job);
+      return;
+    }
     this._isAsking = true;
     try {
       const job = await getJson(`jobs/${this._checksum}`, abort.signal);
@@ -74,7 +79,7 @@ export class JobView {
   }
 
   _mayHaveChanged() {
-    if (this.job === null ? !this._isGone : isActive(this.job)) return true;
+    if (this.job === null ? !this._isGone : isActive(this.job) || this.job.working) return true;
     const { status, ended } = this._model;
     const newest = this.job?.number ?? -1;
     const isThis = (job) => job.checksum === this._checksum && job.number > newest;
@@ -85,8 +90,6 @@ export class JobView {
     this._heading = make("h1", { tabindex: "-1" }, "Asking for the job");
     this._badge = make("span", { class: "badge" });
     this._meaning = make("p", { class: "lead" });
-    this._code = make("code", { class: "checksum" }, checksum);
-    this._copied = make("span", { role: "status", class: "aside" });
     this._facts = make("dl", { class: "facts" });
     this._body = make("div", { hidden: true });
     this._message = make("div");
@@ -94,8 +97,6 @@ export class JobView {
     this._runtime = make("div");
     this._log = new JobLog(checksum);
     this._cancel = new CancelControl(checksum, () => this.update());
-    const copy = make("button", { type: "button" }, "Copy checksum");
-    copy.addEventListener("click", () => this._copy());
     this._body.append(
       this._cancel.element,
       card("Facts", this._facts),
@@ -108,7 +109,7 @@ export class JobView {
       make("p", { class: "back" }, make("a", { href: "#/" }, "← All jobs")),
       make("div", { class: "heading" }, this._heading, this._badge),
       this._meaning,
-      make("p", { class: "identity" }, this._code, copy, this._copied),
+      make("p", { class: "identity" }, copyable(checksum, "the checksum")),
       this._body,
     );
   }
@@ -121,7 +122,9 @@ export class JobView {
     whenChanged(this._badge, job.state, () => [stateBadge(job.state)]);
     setText(this._meaning, meaning(job));
     this._showFacts(job);
-    whenChanged(this._message, job.message, () => messageCard(job.message));
+    // That a job was canceled is no error, and said above.
+    const message = job.state === "canceled" ? null : job.message;
+    whenChanged(this._message, message, () => messageCard(message));
     whenChanged(this._pins, job.pins, () => [card("Pins", ...pins(job.pins))]);
     whenChanged(this._runtime, job.runtime, () => runtimeCard(job.runtime));
     this._cancel.update(job, this._model.status?.server);
@@ -131,7 +134,7 @@ export class JobView {
 
   _showFacts(job) {
     const now = this._model.now();
-    whenChanged(this._facts, { ...job, pins: null, message: null, output: null }, () =>
+    whenChanged(this._facts, { ...job, pins: null, message: null, output: null, dropped: null }, () =>
       terms([
         ["Language", job.language],
         ["Received", clock(job.received, now)],
@@ -146,12 +149,7 @@ export class JobView {
         ["Wall time", wallTime(job, now)],
         ["CPU time", job.cpu === null ? null : duration(job.cpu)],
         ["Peak memory", job.memory === null ? null : size(job.memory)],
-        [
-          "Worker",
-          job.worker === null
-            ? null
-            : `${job.worker}${job.hosted ? ", inside the job that asked for it" : ""}`,
-        ],
+        ["Worker", ...workerOf(job)],
         ["Phase", job.phase],
         ["Asked by", job.by === "job" ? "another job" : "a caller"],
         ["Waiters", String(job.waiters)],
@@ -173,101 +171,34 @@ export class JobView {
       this.onShow?.();
     } else if (this.job === null) {
       setText(this._heading, "The job could not be fetched");
-      setText(this._meaning, `The server does not tell about it: ${error.message}.`);
-    }
-  }
-
-  async _copy() {
-    try {
-      await copyText(this._code);
-      setText(this._copied, "Copied.");
-    } catch {
-      setText(this._copied, "It is selected: copy it with Ctrl+C.");
+      setText(this._meaning, `The server does not tell about it: ${error.message}. The page keeps asking.`);
+      this.onShow?.();
     }
   }
 }
 
-function meaning({ state, worker, phase }) {
-  return state === "running" ? `It is with worker ${worker}: ${phase ?? "running"}.` : MEANINGS[state];
+function meaning({ state, worker, phase, working }) {
+  if (state === "running") return `It is with worker ${worker}: ${phase ?? "running"}.`;
+  if (state === "canceled" && working)
+    return `${MEANINGS.canceled} Its work goes on, unheard, and still holds worker ${worker}.`;
+  return MEANINGS[state];
 }
 
-function wallTime({ started, ended, wall }, now) {
-  if (started !== null && ended === null) return runningClock(started, now);
-  return wall === null ? null : duration(wall);
+function wallTime(job, now) {
+  if (job.started !== null && (job.ended === null || job.working)) return runningClock(job.started, now);
+  const took = timeRun(job);
+  return took === null ? null : duration(took);
+}
+
+function workerOf({ worker, within, working, ended }) {
+  if (worker === null) return [null];
+  const words = `${worker}${working && ended !== null ? `: ${STILL_AT_WORK}` : ""}`;
+  if (!within) return [words];
+  return [`${words}, inside the job `, make("a", { href: jobAddress(within) }, make("code", {}, short(within)))];
 }
 
 function resultOf({ result, scratch, state }) {
   if (result) return make("code", { class: "checksum" }, result);
   if (state !== "done") return null;
   return scratch ? "not stored: it was asked for as scratch" : "none";
-}
-
-/** Copy the text of `element`, selecting it; the clipboard is closed to pages without TLS. */
-async function copyText(element) {
-  getSelection().selectAllChildren(element);
-  if (navigator.clipboard) await navigator.clipboard.writeText(element.textContent);
-  else if (!document.execCommand("copy")) throw new Error("no clipboard");
-}
-
-function card(title, ...content) {
-  return make(
-    "section",
-    { class: "card" },
-    make("div", { class: "card-head" }, make("h2", {}, title)),
-    ...content,
-  );
-}
-
-function messageCard(message) {
-  if (!message) return [];
-  return [
-    card(
-      "Error",
-      make(
-        "pre",
-        { class: "message", tabindex: "0", role: "region", "aria-label": "Error message" },
-        message,
-      ),
-    ),
-  ];
-}
-
-function pins(list) {
-  if (list === null) return [make("p", { class: "empty" }, "Its pins are not known any more.")];
-  if (!list.length) return [make("p", { class: "empty" }, "It has no pins.")];
-  const rows = list.map(({ name, celltype, subcelltype, checksum }) =>
-    make(
-      "tr",
-      {},
-      make("th", { scope: "row" }, make("bdi", {}, printable(name))),
-      make("td", {}, [celltype, subcelltype].filter(Boolean).join(" / ")),
-      make("td", {}, make("code", {}, checksum ?? "")),
-    ),
-  );
-  return [
-    bounded(scrollingTable("Pins", [["Pin"], ["Cell type"], ["Checksum"]], make("tbody", {}, ...rows))),
-  ];
-}
-
-function runtimeCard(runtime) {
-  const entries = Object.entries(runtime ?? {});
-  if (!entries.length) return [];
-  const rows = entries.map(([name, value]) =>
-    make("tr", {}, make("th", { scope: "row" }, printable(name)), make("td", {}, measured(name, value))),
-  );
-  return [
-    card("Metadata", bounded(scrollingTable("Metadata", [["Name"], ["Value"]], make("tbody", {}, ...rows)))),
-  ];
-}
-
-function bounded(table) {
-  table.classList.add("bounded");
-  return table;
-}
-
-function measured(name, value) {
-  if (typeof value !== "number") return printable(typeof value === "string" ? value : JSON.stringify(value));
-  if (name.endsWith("_bytes") && value >= 1000) return `${size(value)} (${value})`;
-  if (name.endsWith("_seconds") && value >= 60) return `${elapsed(value)} (${value})`;
-  return String(value);
 }

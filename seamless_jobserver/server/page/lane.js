@@ -1,9 +1,9 @@
 /* One worker in the timeline: what it is doing, in words, and its jobs as blocks. */
 
 import { layOut } from "./blocks.js";
-import { make, setAttribute, setText, syncChildren } from "./dom.js";
-import { STATES, clock, count, duration, jobName, short, size } from "./format.js";
-import { jobAddress } from "./jobcells.js";
+import { make, setAttribute, setText, syncChildren, whenChanged } from "./dom.js";
+import { STATES, STILL_AT_WORK, clock, count, duration, jobName, short, size } from "./format.js";
+import { jobAddress, runningClock } from "./jobcells.js";
 
 const WORKER_SIGNS = { starting: "…", idle: "○", busy: "►", down: "✕" };
 const ROOM_FOR_SIGN = 16;
@@ -25,15 +25,25 @@ export function makeLane(number) {
   return lane;
 }
 
-/** Say in the head of the lane how `worker` is. */
-export function updateHead(lane, worker) {
+/** Say in the head of the lane how `worker` is; `left` is a canceled job that it is still at. */
+export function updateHead(lane, worker, left, now) {
   const [, state, facts] = lane.firstElementChild.children;
   setAttribute(lane, "data-worker-state", worker.state);
-  setText(state, `${WORKER_SIGNS[worker.state] ?? "?"} ${worker.phase ?? worker.state}`);
+  setAttribute(lane, "data-canceled", left ? "" : null);
+  const words = left ? `${STATES.canceled.sign} ${STILL_AT_WORK}` : `${sign(worker)} ${worker.phase ?? worker.state}`;
+  setText(state, words);
   const { memory, jobs, pid } = worker;
   const [used, rest] = facts.children;
   setText(used, memory === null ? "memory unknown" : size(memory));
-  setText(rest, ` · ${count(jobs, "job")}${pid ? ` · pid ${pid}` : ""}`);
+  whenChanged(rest, [left?.number, jobs, pid], () =>
+    left
+      ? [" · for ", runningClock(left.started, now), ` · ${jobName(left)}`]
+      : [` · ${count(jobs, "job")}${pid ? ` · pid ${pid}` : ""}`],
+  );
+}
+
+function sign(worker) {
+  return WORKER_SIGNS[worker.state] ?? "?";
 }
 
 /** The blocks of a lane: its own jobs above, and in a thinner row the jobs that those asked for. */
@@ -60,7 +70,7 @@ export function drawBlocks(lane, blocks, scale) {
 
 /** Let the blocks of running jobs reach up to now. */
 export function stretch(lane, scale) {
-  for (const element of lane.querySelectorAll('[data-state="running"]')) {
+  for (const element of lane.querySelectorAll('[data-open]')) {
     setWidth(element, scale.at(scale.now) - Number(element.dataset.left));
   }
 }
@@ -71,6 +81,9 @@ function drawBlock(element, block, scale) {
   element.style.left = `${left}%`;
   setWidth(element, width);
   element.dataset.left = left;
+  element.dataset.start = block.start;
+  element.dataset.end = block.end;
+  setAttribute(element, "data-open", block.job.ended === null ? "" : null);
   element.classList.toggle("hosted", block.job.hosted);
   setAttribute(element, "data-state", block.job.state);
   setAttribute(element, "data-several", block.count > 1 ? "" : null);
@@ -98,6 +111,7 @@ function describe({ count: many, states, start, end, job }, now) {
     return `${many} short jobs, ${clock(start, now)} to ${clock(end, now)}: ${parts.join(", ")}; ${which} ${name}`;
   }
   const where = job.hosted ? ", inside the worker of the job that asked for it" : "";
+  if (job.canceled) return `${name}: ${STILL_AT_WORK} since ${clock(job.started, now)}`;
   if (job.ended === null) return `${name}: running since ${clock(job.started, now)}${where}`;
   const took = duration(job.ended - job.started);
   return `${name}: ${STATES[job.state].word} at ${clock(job.ended, now)} after ${took}${where}`;

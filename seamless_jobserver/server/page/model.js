@@ -50,6 +50,11 @@ export class Model {
     this.version += 1;
   }
 
+  /** How many jobs came to an end that is one of `states`, whether they are known here or not. */
+  total(states) {
+    return states.reduce((sum, state) => sum + this.status.totals[state], 0);
+  }
+
   /** Note that the server did not answer, for `reason`. */
   fail(reason) {
     this.failure = { since: this.failure?.since ?? Date.now() / 1000, reason };

@@ -13,7 +13,11 @@ import * as summary from "./summary.js";
 import { Timeline } from "./timeline.js";
 
 const JOB_ADDRESS = /^#\/jobs\/([0-9a-f]{64})$/;
-const HISTORY_PAGE = 1000;
+/** The server gives no more at a time. */
+const HISTORY_PAGE = 500;
+
+/** The overview, with the list of the jobs that ended badly. */
+const FAILED = "#/failed";
 
 const byId = (id) => document.getElementById(id);
 const model = new Model();
@@ -39,6 +43,7 @@ const jobView = new JobView(byId("job"), model);
 const bar = { where: byId("where"), life: byId("life"), pill: byId("pill") };
 const poller = new Poller(ask, noAnswer);
 let openJob = null;
+let areFailedWanted = false;
 
 async function ask(signal) {
   const status = await getJson(`status?after=${model.latest}`, signal);
@@ -48,6 +53,8 @@ async function ask(signal) {
   }
   show();
   await fetchMissing(signal);
+  await failures.fetchMissing(signal);
+  if (!openJob) failures.update();
 }
 
 /** Fetch one page of the history that the timeline lacks; the next one follows with the next poll. */
@@ -66,6 +73,7 @@ async function fetchMissing(signal) {
 function noAnswer(reason) {
   model.fail(reason);
   showConnection();
+  showHeadline();
 }
 
 function show() {
@@ -76,7 +84,7 @@ function show() {
 }
 
 function showOverview() {
-  setText(byId("overview-heading"), summary.headline(model.status));
+  showHeadline();
   summary.showNotices(byId("notices"), model.status);
   summary.showTiles(byId("tiles"), model);
   summary.showServer(byId("server"), model);
@@ -85,6 +93,14 @@ function showOverview() {
   charts.update(model);
   failures.update();
   recent.update();
+  if (areFailedWanted) {
+    areFailedWanted = false;
+    recent.showOnly(summary.ENDED_BADLY);
+  }
+}
+
+function showHeadline() {
+  if (model.status) setText(byId("overview-heading"), summary.headline(model));
 }
 
 function showConnection() {
@@ -97,24 +113,35 @@ function showConnection() {
 
 function showTitle() {
   const where = model.status ? `jobserver on ${model.status.server.hostname}` : "jobserver";
-  const what = openJob ? jobView.title : model.status && summary.headline(model.status);
+  const what = openJob ? jobView.title : model.status && summary.headline(model);
   const title = [model.failure ? "No answer" : what, where].filter(Boolean).join(" – ");
   if (document.title !== title) document.title = title;
 }
 
-function route() {
+function route(event) {
+  if (location.hash === FAILED) {
+    areFailedWanted = true;
+    // So that the same link leads here again.
+    history.replaceState(null, "", "#/");
+  }
   const checksum = JOB_ADDRESS.exec(location.hash)?.[1] ?? null;
   const isChange = checksum !== openJob;
   openJob = checksum;
   byId("overview").hidden = checksum !== null;
   byId("job").hidden = checksum === null;
-  if (!isChange) return;
+  byId("skip-to-recent").hidden = checksum !== null;
+  if (!isChange) {
+    if (model.status && !openJob) showOverview();
+    return;
+  }
   jobView.close();
   if (checksum) jobView.open(checksum);
   else if (model.status) showOverview();
+  showTitle();
+  // A page that has just been opened begins where the browser begins.
+  if (!event) return;
   scrollTo(0, 0);
   (checksum ? jobView.heading : byId("overview-heading")).focus({ preventScroll: true });
-  showTitle();
 }
 
 function second() {
@@ -124,6 +151,14 @@ function second() {
   tick(document.body, model.now());
 }
 
+function skip(event) {
+  const target = byId(event.currentTarget.hash.slice(1));
+  event.preventDefault();
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
+}
+
+for (const link of document.querySelectorAll(".skip a")) link.addEventListener("click", skip);
 jobView.onShow = showTitle;
 addEventListener("hashchange", route);
 route();

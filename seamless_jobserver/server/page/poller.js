@@ -47,7 +47,7 @@ export class Poller {
     } catch (error) {
       if (this._abort !== abort) return;
       this._failures += 1;
-      this._failed(error instanceof TypeError ? "it cannot be reached" : error.message);
+      this._failed(error.message);
     } finally {
       clearTimeout(patience);
     }
@@ -59,15 +59,27 @@ export class Poller {
   }
 }
 
-/** Get JSON; throws an error that says what the server answered if that is not it. */
+/** Get JSON; throws as `request` does. */
 export async function getJson(address, signal) {
-  const answer = await fetch(address, { signal, headers: { Accept: "application/json" }, cache: "no-store" });
+  return (await request(address, { signal })).json();
+}
+
+/** Ask the server; throws an error that says, as of "it", what it answered if that is no success. */
+export async function request(address, options) {
+  const headers = { Accept: "application/json" };
+  let answer;
+  try {
+    answer = await fetch(address, { headers, cache: "no-store", ...options });
+  } catch (error) {
+    // What browsers say of a network that fails differs, and helps nobody.
+    throw error instanceof TypeError ? new Error("it cannot be reached") : error;
+  }
   if (!answer.ok) throw await refusal(answer);
-  return answer.json();
+  return answer;
 }
 
 /** The error for an answer that is not a success; `status` is its number. */
-export async function refusal(answer) {
+async function refusal(answer) {
   const text = (await answer.text()).slice(0, 300).trim();
   const error = new Error(`it answers ${answer.status}${text ? `: ${text}` : ""}`);
   error.status = answer.status;

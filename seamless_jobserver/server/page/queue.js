@@ -1,7 +1,7 @@
 /* The jobs that are under way: those that run, and those that wait. */
 
 import { make, scrollingTable, setText, syncChildren } from "./dom.js";
-import { count, size } from "./format.js";
+import { STILL_AT_WORK, count, size } from "./format.js";
 import { jobLink, runningClock } from "./jobcells.js";
 
 const NO_JOB_YET =
@@ -19,11 +19,13 @@ export class Queue {
 
   /** Show what `model` knows. */
   update(model) {
-    const { running, waiting, waiting_count: waitingCount, totals } = model.status;
+    const { running, canceled_running: left, waiting, waiting_count: waitingCount, totals } = model.status;
+    const memory = new Map(model.status.workers.map((worker) => [worker.number, worker.memory]));
+    const rows = running.concat(left).map((job) => ({ ...job, used: memory.get(job.worker) }));
     const now = model.now();
-    this._running.show(running, totals.received ? NOTHING_RUNS : NO_JOB_YET, now);
+    this._running.show(rows, totals.received ? NOTHING_RUNS : NO_JOB_YET, now);
     this._waiting.show(waiting, NOTHING_WAITS, now);
-    setText(this._counts.running, String(running.length));
+    setText(this._counts.running, `${running.length}${left.length ? `, and ${left.length} ${STILL_AT_WORK}` : ""}`);
     const isCut = waitingCount > waiting.length;
     setText(
       this._counts.waiting,
@@ -67,9 +69,9 @@ const runningColumns = [
   { name: "Job", kind: "wide", make: jobLink },
   { name: "For", kind: "number", make: (job, now) => runningClock(job.started ?? job.received, now) },
   { name: "Worker", kind: "number", text: (job) => (job.worker === null ? "" : String(job.worker)) },
-  { name: "Phase", text: (job) => job.phase ?? "running" },
+  { name: "Phase", text: phase },
   { name: "Asked by", text: askedBy },
-  { name: "Memory", kind: "number", text: (job) => size(job.memory) },
+  { name: "Memory of the worker", kind: "number", text: (job) => size(job.used) },
 ];
 
 const waitingColumns = [
@@ -78,6 +80,10 @@ const waitingColumns = [
   { name: "Asked by", text: askedBy },
   { name: "Retries", kind: "number", text: (job) => String(job.retries) },
 ];
+
+function phase({ state, phase: words }) {
+  return state === "canceled" ? STILL_AT_WORK : (words ?? "running");
+}
 
 function askedBy({ by, waiters, hosted }) {
   const who = by === "job" ? "a job" : count(waiters, "caller");

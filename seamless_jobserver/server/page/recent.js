@@ -1,7 +1,7 @@
 /* The table of ended jobs: live at its newest end, and in pages of a hundred further back. */
 
 import { make, scrollingTable, setAttribute, setText, syncChildren } from "./dom.js";
-import { OUTCOMES, STATES, clock, count, duration, size } from "./format.js";
+import { OUTCOMES, STATES, clock, count, duration, size, timeRun } from "./format.js";
 import { jobLink, stateBadge } from "./jobcells.js";
 import { getJson } from "./poller.js";
 
@@ -81,6 +81,18 @@ export class Recent {
     this._pages = [];
     this._press();
     this._drawAloud();
+  }
+
+  /** Show the jobs that ended in one of `states`, fetching some when none of them is loaded. */
+  async showOnly(states) {
+    this._states = new Set(states);
+    this._pages = [];
+    this._search.value = "";
+    this._press();
+    this._drawAloud();
+    this._heading.scrollIntoView();
+    this._heading.focus({ preventScroll: true });
+    if (this._table.hidden && !this._older.hidden) await this._showOlder();
   }
 
   _press() {
@@ -175,7 +187,7 @@ function makeRow(job, now) {
     stateBadge(job.state),
     jobLink(job),
     clock(job.ended, now),
-    duration(job.wall),
+    duration(timeRun(job)),
     duration(job.cpu),
     size(job.memory),
     duration((job.started ?? job.ended) - job.received),

@@ -1,23 +1,30 @@
 /* The first glance: the headline, what to worry about, and the figures of the moment. */
 
-import { make, setAttribute, setText, syncChildren, terms, whenChanged } from "./dom.js";
-import { NOTHING, clock, count, duration, elapsed, jobName, size } from "./format.js";
+import { copyable, make, setAttribute, setText, syncChildren, terms, whenChanged } from "./dom.js";
+import { NOTHING, STILL_AT_WORK, clock, count, duration, elapsed, jobName, size } from "./format.js";
 import { runningClock } from "./jobcells.js";
 
-const ENDED_BADLY = ["failed", "crashed", "lost"];
+/** The states of jobs that ended badly. */
+export const ENDED_BADLY = ["failed", "crashed", "lost"];
+
+const ANYWHERE = new Set(["0.0.0.0", "[::]"]);
 
 /** What goes on, in a few words. */
-export function headline(status) {
-  if (status.server.ending) return "The jobserver is ending";
-  if (!status.running.length && !status.waiting_count) return "Idle";
-  return `${status.running.length} running, ${status.waiting_count} waiting`;
+export function headline({ status, failure }) {
+  if (failure) return "The jobserver does not answer";
+  const { server, running, waiting_count: waiting, canceled_running: left } = status;
+  if (server.ending) return "The jobserver is ending";
+  if (!running.length && !waiting && !left.length) return "Idle";
+  return `${running.length} running, ${waiting} waiting${left.length ? `; ${left.length} ${STILL_AT_WORK}` : ""}`;
 }
 
 /** Fill the bar at the top of the page. */
 export function showBar({ where, life, pill }, model) {
   const { server } = model.status;
-  setText(where, `${server.hostname} · ${server.listening}`);
-  setText(life, `up ${elapsed(model.now() - server.started)}${idleWords(model)}`);
+  const { host, port } = address(server);
+  setText(where, `${server.hostname} · ${ANYWHERE.has(host) ? `port ${port}` : server.listening}`);
+  const up = `up ${elapsed(model.now() - server.started)}`;
+  setText(life, model.failure ? "" : `${up}${idleWords(model)}`);
   if (model.failure) showPill(pill, "bad", "✕ No answer");
   else if (server.ending) showPill(pill, "warn", "… Ending");
   else showPill(pill, "good", "✓ Up");
@@ -53,7 +60,7 @@ export function showNotices(element, status) {
 
 function notices({ server, workers }) {
   const found = [];
-  if (server.exposed) found.push({ tone: "bad", title: "Strangers can get in", text: server.access });
+  if (server.exposed) found.push({ tone: "bad", title: "Others can get in without a password", text: server.access });
   if (server.ending)
     found.push({
       tone: "warn",
@@ -76,6 +83,7 @@ function notices({ server, workers }) {
 export function showTiles(element, model) {
   const {
     running,
+    canceled_running: left,
     waiting_count: waiting,
     oldest_waiting: oldest,
     workers,
@@ -90,7 +98,9 @@ export function showTiles(element, model) {
     tile(
       "Running",
       running.length,
-      [`${busy} of ${count(workers.length, "worker")} busy`],
+      [
+        `${busy} of ${count(workers.length, "worker")} busy${left.length ? `, ${left.length} with a canceled job` : ""}`,
+      ],
       busy / workers.length,
     ),
     tile("Longest running", longest ? runningClock(longest.started, model.now()) : NOTHING, [
@@ -103,7 +113,7 @@ export function showTiles(element, model) {
     ),
     tile(
       "Failed",
-      bad.toLocaleString("en-GB"),
+      bad ? make("a", { href: "#/failed" }, bad.toLocaleString("en-GB")) : "0",
       [`with ${totals.crashed} crashed, ${totals.lost} lost`],
       null,
       bad ? "bad" : null,
@@ -143,9 +153,15 @@ function updateTile(element, { value, note, share, tone }) {
   const [, figure, below] = element.children;
   const [words, gauge] = below.children;
   setAttribute(element, "data-tone", tone);
-  figure.replaceChildren(value);
-  words.replaceChildren(...note);
+  show(figure, [value]);
+  show(words, note);
   if (gauge) gauge.firstElementChild.style.width = `${Math.min(1, Math.max(0, share || 0)) * 100}%`;
+}
+
+/** Put `parts` into an element unless they are there already, as a link that has the focus may be. */
+function show(element, parts) {
+  const made = make("span", {}, ...parts);
+  if (element.innerHTML !== made.innerHTML) element.replaceChildren(...made.childNodes);
 }
 
 /** Show where the server listens, who may use it, and how it is set up. */
@@ -154,11 +170,13 @@ export function showServer(element, model) {
   const rule = idleRule(server, time);
   whenChanged(element, [{ ...server, idle_left: null }, rule], () =>
     terms([
-      ["Listens on", make("code", {}, server.listening)],
+      ["Listens on", make("code", {}, server.listening), ANYWHERE.has(address(server).host) ? ", every address" : ""],
+      ["Open it on its machine", copyable(localUrl(server), "the address")],
+      ["From elsewhere: a tunnel, then the same address", copyable(tunnel(server), "the command")],
       ["Who may use it", server.access],
       ["Runs as", `${server.user} on ${server.hostname}, process ${server.pid}`],
       ["Started", `${clock(server.started, time)}, `, runningClock(server.started, time), " ago"],
-      ["Versions", `${server.name} ${server.version}, Python ${server.python}`],
+      ["Versions", versions(server)],
       ["When idle", rule],
       ["Execution records", server.record ? "written" : "not written"],
       [
@@ -171,6 +189,29 @@ export function showServer(element, model) {
   );
 }
 
+/** The host and the port of "HOST:PORT". */
+function address({ listening }) {
+  const colon = listening.lastIndexOf(":");
+  return { host: listening.slice(0, colon), port: listening.slice(colon + 1) };
+}
+
+function localUrl(server) {
+  const { host, port } = address(server);
+  const isLocal = ANYWHERE.has(host) || host === "127.0.0.1" || host === "[::1]" || host === "localhost";
+  return `${location.protocol}//${isLocal ? "localhost" : host}:${port}/`;
+}
+
+function tunnel(server) {
+  const { host, port } = address(server);
+  const at = ANYWHERE.has(host) ? "localhost" : host;
+  return `ssh -N -L ${port}:${at}:${port} ${server.user}@${server.hostname}`;
+}
+
+function versions({ name, version, python, packages }) {
+  const all = [[name, version], ["Python", python], ...Object.entries(packages)];
+  return all.map((one) => one.join(" ")).join(", ");
+}
+
 function idleRule({ idle_timeout: timeout, idle_left: left }, time) {
   if (timeout === null) return "It stays up, however long nobody uses it.";
   const rule = `It ends after ${duration(timeout)} without a request or a running job.`;
@@ -179,6 +220,7 @@ function idleRule({ idle_timeout: timeout, idle_left: left }, time) {
 
 function idleWords(model) {
   const { server, time } = model.status;
-  if (server.idle_left === null) return "";
+  if (model.failure || server.idle_timeout === null) return "";
+  if (server.idle_left === null) return " · in use";
   return ` · ends in ${elapsed(server.idle_left - (model.now() - time))} if unused`;
 }

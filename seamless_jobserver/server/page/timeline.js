@@ -9,6 +9,8 @@ const TICK_MINUTES = { 2: 0.5, 10: 2, 30: 5 };
 const MOST_PER_LANE = 400;
 const MOST_BLOCKS = 6000;
 const NARROWEST_BLOCK = 2;
+/** Pixels that the words of a tick take. */
+const ROOM_FOR_TIME = 42;
 /** With more workers than this the lanes are lower, and scroll. */
 const DENSE = 8;
 /** After so many seconds, blocks of running jobs may have got wide enough for a name. */
@@ -74,7 +76,7 @@ export class Timeline {
     syncChildren(this._lanes, workers, {
       key: (worker) => worker.number,
       create: (worker) => makeLane(worker.number),
-      update: updateHead,
+      update: (lane, worker) => updateHead(lane, worker, this._leftIn(worker), this._model.now()),
     });
     const state = this._stateOfJobs();
     if (state !== this._drawn) {
@@ -82,6 +84,11 @@ export class Timeline {
       this._draw();
     }
     this.slide();
+  }
+
+  /** The canceled job that `worker` is still at, or undefined. */
+  _leftIn({ number }) {
+    return this._model.status.canceled_running.find((job) => job.worker === number);
   }
 
   /** Move everything to where it belongs now. */
@@ -114,15 +121,16 @@ export class Timeline {
   }
 
   _stateOfJobs() {
-    const { workers, running } = this._model.status;
+    const { workers, running, canceled_running: left } = this._model.status;
     const { generation, version } = this._model;
-    const growth = running.length && Math.floor(this._model.now() / GROWTH);
+    const growth = (running.length || left.length) && Math.floor(this._model.now() / GROWTH);
     return JSON.stringify([
       generation,
       version,
       workers.length,
       growth,
       running.map((job) => [job.number, job.started, job.worker]),
+      left.map((job) => job.number),
     ]);
   }
 
@@ -140,17 +148,29 @@ export class Timeline {
       limit: Math.min(MOST_PER_LANE, Math.max(40, Math.floor(MOST_BLOCKS / (lanes.length || 1)))),
     };
     const jobs = this._jobsByWorker(origin);
+    const focused = this._focused();
     this._model.status.workers.forEach(({ number }, index) => {
       drawBlocks(lanes[index], laneBlocks(jobs.get(number) ?? [], options), this._scale);
     });
+    if (focused && !focused.element.isConnected) nearest(focused)?.focus({ preventScroll: true });
     this._choose(this._current?.isConnected ? this._current : this._lanes.querySelector(".block:last-child"));
+  }
+
+  /** The block that has the focus, with its lane and its middle, or null. */
+  _focused() {
+    const element = document.activeElement?.closest(".block");
+    if (!element || !this._lanes.contains(element)) return null;
+    return { element, lane: element.closest(".lane"), time: middle(element) };
   }
 
   _jobsByWorker(from) {
     const byWorker = new Map();
     const { ended, status } = this._model;
-    for (const jobs of [ended, status.running]) {
+    const left = status.canceled_running.map((job) => ({ ...job, ended: null, canceled: true }));
+    const isLeft = new Set(left.map(({ number }) => number));
+    for (const jobs of [ended, status.running, left]) {
       for (const job of jobs) {
+        if (jobs === ended && isLeft.has(job.number)) continue;
         if (job.worker === null || job.started === null || (job.ended ?? Infinity) < from) continue;
         if (!byWorker.has(job.worker)) byWorker.set(job.worker, []);
         byWorker.get(job.worker).push(job);
@@ -169,6 +189,8 @@ export class Timeline {
       create: (time) => make("span", { class: "tick" }, step < 60 && time % 60 ? "" : hoursAndMinutes(time)),
       update: (element, time) => {
         element.style.left = `${this._scale.at(time)}%`;
+        const room = ((now - time) / (this._minutes * 60)) * this._width;
+        element.classList.toggle("bare", room < ROOM_FOR_TIME);
       },
     });
   }
@@ -216,4 +238,17 @@ export class Timeline {
       distance(other) < distance(best) ? other : best,
     );
   }
+}
+
+function middle({ dataset: { start, end } }) {
+  return (Number(start) + Number(end)) / 2;
+}
+
+/** The block of a lane that is nearest to a time: a job that has ended may be part of a wider one. */
+function nearest({ lane, time }) {
+  const distance = (block) => Math.abs(middle(block) - time);
+  return [...lane.querySelectorAll(".block")].reduce(
+    (best, block) => (best && distance(best) <= distance(block) ? best : block),
+    null,
+  );
 }
