@@ -159,6 +159,12 @@ class Faults(OnAStore):
             answer.result(seconds)
 
 
+def unanswering(peer):
+    """Take a request and do nothing, until the client gives up."""
+    peer.read_head()
+    peer.read_head()
+
+
 def _ready(log):
     return [line for line in log.splitlines() if " is ready (pid " in line]
 
@@ -381,19 +387,29 @@ class LostCallers(Faults):
         self.assertEqual(server.process.wait(PATIENCE), 0)
         self.assertIn("no activity for 2 s", server.log)
 
-    def test_a_database_that_is_away_costs_the_record_and_not_the_result(self):
-        parameters = self.store.parameters()
-        url = "http://127.0.0.1:9"
-        parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
-        server = self.start(parameters=parameters)
-        request = self.gated()
-        self.call_and_leave(server, request, self.runs)
-        wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
-        self.gate.touch()
-        self.assertEqual(self.value(server.run(self.store.request(ADD, a=2, b=4))), 6)
-        self.assertIn("its result is not in the database: ", server.log)
-        ended = {job["checksum"]: job["result"] for job in self.status(server)["ended"]}
-        self.assertEqual(self.store.get(ended[request["tf_checksum"]]), b"1\n")
+    def test_a_database_that_is_away_or_hangs_costs_the_record_and_neither_result_nor_slot(self):
+        hanging = ScriptedServer(unanswering)
+        self.addCleanup(hanging.close)
+        env = constants(self.home, {"worker.entry._RECORD_LIMIT": 1.0})
+        for name, port, problem in (
+            ("is away", 9, ""),
+            ("hangs", hanging.port, "the database does not answer within 1 s"),
+        ):
+            with self.subTest(name):
+                parameters = self.store.parameters()
+                url = f"http://127.0.0.1:{port}"
+                parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+                server = self.start(parameters=parameters, env=env)
+                request = self.gated(a=name)
+                before = self.runs()
+                self.gate.unlink(missing_ok=True)
+                self.call_and_leave(server, request, lambda b=before: self.runs() > b)
+                wait_until(lambda s=server: "nobody waits for it any more" in s.log, "it is missed")
+                self.gate.touch()
+                self.assertEqual(self.value(server.run(self.store.request(ADD, a=2, b=4))), 6)
+                self.assertIn(f"its result is not in the database: {problem}", server.log)
+                ended = {job["checksum"]: job["result"] for job in self.status(server)["ended"]}
+                self.assertEqual(self.store.get(ended[request["tf_checksum"]]), b"1\n")
 
 
 class LongJobs(Faults):
@@ -799,10 +815,6 @@ class StoreAway(Faults):
         self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
 
     def test_in_record_mode_a_database_that_does_not_tell_the_probes_is_named(self):
-        def unanswering(peer):
-            peer.read_head()
-            peer.read_head()  # until the worker gives up
-
         front = ScriptedServer(unanswering)
         self.addCleanup(front.close)
         for name, port, expected in (
