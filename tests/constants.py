@@ -4,6 +4,7 @@ Python imports ``sitecustomize`` from the ``PYTHONPATH`` when it starts, and so 
 workers. Ours sets names in modules of the jobserver as soon as they have been imported.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,4 +46,5 @@ def constants(directory: Path, values: dict[str, Any]) -> dict[str, str]:
     place = directory / "constants"
     place.mkdir()
     (place / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(constants=modules))
-    return {"PYTHONPATH": str(place)}
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{place}:{before}" if before else str(place)}

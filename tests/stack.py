@@ -203,12 +203,15 @@ class Store:
 
     def put(self, content: bytes) -> str:
         checksum = hashlib.sha256(content).hexdigest()
+        if self.holds(checksum):
+            # It would be answered before it is read, and the connection closed on who still sends.
+            return checksum
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.hashserver_port}/{checksum}", data=content, method="PUT"
         )
 
         def sent() -> bool:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            with self._open(request) as answer:
                 return answer.status in (200, 201)
 
         # 202: another test thread is sending the same at this moment.
@@ -217,7 +220,7 @@ class Store:
 
     def get(self, checksum: str) -> bytes:
         url = f"http://127.0.0.1:{self.hashserver_port}/{checksum}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        with self._open(urllib.request.Request(url)) as answer:
             return answer.read()
 
     def holds(self, checksum: str) -> bool:
@@ -229,7 +232,7 @@ class Store:
 
     def promise(self, checksum: str) -> None:
         url = f"http://127.0.0.1:{self.hashserver_port}/promise/{checksum}"
-        with urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=PATIENCE):
+        with self._open(urllib.request.Request(url, method="PUT")):
             pass
 
     def result_of(self, transformation: str) -> str | None:
@@ -240,7 +243,7 @@ class Store:
             method="GET",
         )
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            with self._open(request) as answer:
                 return answer.read().decode().strip('"')
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -255,8 +258,21 @@ class Store:
             headers={"Content-Type": "application/json"},
             method="GET",
         )
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with self._open(request) as answer:
             return bool(json.loads(answer.read())[0])
+
+    def _open(self, request: urllib.request.Request) -> Any:
+        """Return the answer to a request; where there is none, say what has become of the store."""
+        try:
+            return urllib.request.urlopen(request, timeout=PATIENCE)
+        except urllib.error.HTTPError:
+            raise
+        except OSError as error:
+            states = [
+                f"{service.process.args}: exit code {service.process.poll()}\n{service.log[-2000:]}"
+                for service in (self._hashserver, self._database)
+            ]
+            raise AssertionError(f"{request.full_url}: {error}\n" + "\n".join(states)) from error
 
     def log(self) -> str:
         return self._hashserver.log

@@ -26,6 +26,7 @@ from tests.scripted_server import ScriptedServer
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
+    Jobserver,
     transformation_buffer,
     wait_until,
 )
@@ -74,8 +75,26 @@ SURVIVED = {
 }
 
 
+class LastingServer(Jobserver):
+    """One for many tests; its log begins where the present one has begun."""
+
+    begin = 0
+
+    @property
+    def log(self):
+        return super().log[self.begin :]
+
+    def begin_log(self):
+        self.begin += len(self.log)
+
+
+_lasting = {}
+
+
 class Faults(OnAStore):
-    """What the tests below share: marks, gates and workers' pids."""
+    """What the tests below share: servers, marks, gates and workers' pids."""
+
+    shares_store = True
 
     def setUp(self):
         self.home = self.directory / self.id().rpartition(".")[2]
@@ -83,6 +102,21 @@ class Faults(OnAStore):
         self.gate = self.home / "gate"
         self.trace = self.home / "trace"
         self.addCleanup(self.gate.touch)
+
+    def lasting(self, *flags, workers=1):
+        """Return an idle server, which other tests of the module have used and will use."""
+        key = (self.store, workers, *flags)
+        if key not in _lasting:
+            place = self.store.buffers.parent / f"lasting-{len(_lasting)}"
+            _lasting[key] = LastingServer(
+                place, self.store.parameters(), flags=flags, workers=workers
+            )
+            unittest.addModuleCleanup(_lasting[key].stop)
+            unittest.addModuleCleanup(_lasting.pop, key)
+        server = _lasting[key]
+        wait_until(lambda: self.workers_states(server) == workers * ["idle"], "all are idle")
+        server.begin_log()
+        return server
 
     def runs(self):
         return len(self.trace.read_text()) if self.trace.exists() else 0
@@ -95,8 +129,14 @@ class Faults(OnAStore):
         rest = UNTIL.format(gate=str(self.gate)) + "    return 1\n"
         return self.traced(rest, **inputs)
 
+    def workers_states(self, server):
+        return [worker["state"] for worker in self.status(server)["workers"]]
+
     def worker_pids(self, server):
-        return [int(line.rpartition("(pid ")[2].rstrip(")")) for line in _ready(server.log)]
+        return [worker["pid"] for worker in self.status(server)["workers"]]
+
+    def await_workers(self, server, count):
+        wait_until(lambda: len(_ready(server.log)) == count, "so many workers have been ready")
 
     def await_run(self, count=1):
         wait_until(lambda: self.runs() >= count, "the job's own code runs")
@@ -119,14 +159,19 @@ class Faults(OnAStore):
             answer.result(seconds)
 
 
+def unanswering(peer):
+    """Take a request and do nothing, until the client gives up."""
+    peer.read_head()
+    peer.read_head()
+
+
 def _ready(log):
     return [line for line in log.splitlines() if " is ready (pid " in line]
 
 
 class DyingWorkers(Faults):
     def test_each_way_to_die_is_explained_and_costs_its_own_job_alone(self):
-        server = self.start(workers=2)
-        wait_until(lambda: len(_ready(server.log)) == 2, "both workers are ready")
+        server = self.lasting(workers=2)
         for number, (name, (code, expected)) in enumerate(WAYS_TO_DIE.items()):
             with self.subTest(name):
                 gate = self.home / f"gate{number}"
@@ -155,22 +200,23 @@ class DyingWorkers(Faults):
                 self.assertNotIn("Traceback", answer.text)
                 self.assertEqual(again, 4 * [answer.text])
                 self.assertEqual(self.runs(), before + 1)
-        wait_until(lambda: len(_ready(server.log)) == 2 + len(WAYS_TO_DIE), "every slot came back")
+        self.await_workers(server, len(WAYS_TO_DIE))
 
     def test_a_job_that_only_sounds_deadly_leaves_its_worker_alone(self):
-        server = self.start()
+        server = self.lasting()
+        before = self.worker_pids(server)
         for name, (language, code, expected) in SURVIVED.items():
             with self.subTest(name):
                 answer = server.run(self.store.request(code, language=language, output="text", a=1))
                 self.assertEqual(answer.status, 500)
                 self.assertIn(expected, answer.text)
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=2))), 3)
-        self.assertEqual(len(_ready(server.log)), 1)
+        self.assertEqual(self.worker_pids(server), before)
 
     def test_want_of_memory_is_named_as_the_kernel_tells_it(self):
         group = _MemoryGroup(200 * 2**20)
         self.addCleanup(group.remove)
-        server = self.start()
+        server = self.lasting()
         code = (
             f"def f(a):\n    import os\n    group = {str(group.path / 'cgroup.procs')!r}\n"
             "    open(group, 'w').write(str(os.getpid()))\n    return len(bytearray(2**30))\n"
@@ -183,7 +229,7 @@ class DyingWorkers(Faults):
         self.assertNotIn("out of memory", server.run(self.store.request(code, a=1)).text)
 
     def test_a_worker_killed_before_the_jobs_code_began_costs_one_retry(self):
-        server = self.start()
+        server = self.lasting()
         content = b"promised"
         request = self.traced("    return 1\n", a=content)
         checksum = request["transformation_dict"]["a"][2]
@@ -200,7 +246,7 @@ class DyingWorkers(Faults):
         self.assertEqual(self.runs(), 1)
 
     def test_a_job_whose_workers_are_killed_twice_before_it_began_is_given_up(self):
-        server = self.start()
+        server = self.lasting()
         request = self.traced("    return 1\n", a=b"never")
         checksum = request["transformation_dict"]["a"][2]
         self.forget(checksum)
@@ -211,7 +257,7 @@ class DyingWorkers(Faults):
                 wait_until(
                     lambda times=times: server.log.count("waiting for input") == times, "it waits"
                 )
-                os.kill(self.worker_pids(server)[-1], signal.SIGKILL)
+                os.kill(self.worker_pids(server)[0], signal.SIGKILL)
             self.assertEqual(answer.result(PATIENCE).status, 503)
         self.assertIn("tried 2 times", answer.result().text)
 
@@ -248,7 +294,7 @@ class _MemoryGroup:
 
 class Failures(Faults):
     def test_a_failure_is_remembered_for_a_moment_and_then_tried_again(self):
-        server = self.start()
+        server = self.lasting()
         request = self.traced("    1 / 0\n")
         first = server.run(request)
         self.assertIn("ZeroDivisionError", first.text)
@@ -277,14 +323,14 @@ class Failures(Faults):
                 self.assertEqual(self.runs(), number)
 
     def test_another_envelope_is_not_answered_with_a_remembered_failure(self):
-        server = self.start()
+        server = self.lasting()
         request = self.traced("    1 / 0\n")
         server.run(request)
         server.run({**request, "tf_dunder": {"__meta__": {"local": True}}})
         self.assertEqual(self.runs(), 2)
 
     def test_a_failure_of_the_store_is_not_remembered(self):
-        server = self.start("--input-timeout", "2")
+        server = self.start("--input-timeout", "0.5")
         request = self.traced("    return 5\n")
         self.store.kill_hashserver()
         try:
@@ -306,7 +352,7 @@ class LostCallers(Faults):
             wait_until(when, "the job is where it should be")
 
     def test_a_running_job_ends_and_its_result_is_stored_and_recorded(self):
-        server = self.start()
+        server = self.lasting()
         request = self.gated()
         self.call_and_leave(server, request, self.runs)
         wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
@@ -317,7 +363,7 @@ class LostCallers(Faults):
         self.assertEqual(self.runs(), 1)
 
     def test_a_caller_that_comes_back_gets_the_same_run(self):
-        server = self.start()
+        server = self.lasting()
         request = self.gated()
         self.call_and_leave(server, request, self.runs)
         wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
@@ -331,7 +377,7 @@ class LostCallers(Faults):
 
     def test_a_job_that_nobody_waits_for_keeps_the_server_from_being_idle(self):
         request = self.gated()
-        server = self.start("--timeout", "2")
+        server = self.start("--timeout", "2", "--grace", "0")
         self.call_and_leave(server, request, self.runs)
         wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
         with self.assertRaises(subprocess.TimeoutExpired):
@@ -341,19 +387,29 @@ class LostCallers(Faults):
         self.assertEqual(server.process.wait(PATIENCE), 0)
         self.assertIn("no activity for 2 s", server.log)
 
-    def test_a_database_that_is_away_costs_the_record_and_not_the_result(self):
-        parameters = self.store.parameters()
-        url = "http://127.0.0.1:9"
-        parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
-        server = self.start(parameters=parameters)
-        request = self.gated()
-        self.call_and_leave(server, request, self.runs)
-        wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
-        self.gate.touch()
-        self.assertEqual(self.value(server.run(self.store.request(ADD, a=2, b=4))), 6)
-        self.assertIn("its result is not in the database: ", server.log)
-        ended = {job["checksum"]: job["result"] for job in self.status(server)["ended"]}
-        self.assertEqual(self.store.get(ended[request["tf_checksum"]]), b"1\n")
+    def test_a_database_that_is_away_or_hangs_costs_the_record_and_neither_result_nor_slot(self):
+        hanging = ScriptedServer(unanswering)
+        self.addCleanup(hanging.close)
+        env = constants(self.home, {"worker.entry._RECORD_LIMIT": 1.0})
+        for name, port, problem in (
+            ("is away", 9, ""),
+            ("hangs", hanging.port, "the database does not answer within 1 s"),
+        ):
+            with self.subTest(name):
+                parameters = self.store.parameters()
+                url = f"http://127.0.0.1:{port}"
+                parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+                server = self.start(parameters=parameters, env=env)
+                request = self.gated(a=name)
+                before = self.runs()
+                self.gate.unlink(missing_ok=True)
+                self.call_and_leave(server, request, lambda b=before: self.runs() > b)
+                wait_until(lambda s=server: "nobody waits for it any more" in s.log, "it is missed")
+                self.gate.touch()
+                self.assertEqual(self.value(server.run(self.store.request(ADD, a=2, b=4))), 6)
+                self.assertIn(f"its result is not in the database: {problem}", server.log)
+                ended = {job["checksum"]: job["result"] for job in self.status(server)["ended"]}
+                self.assertEqual(self.store.get(ended[request["tf_checksum"]]), b"1\n")
 
 
 class LongJobs(Faults):
@@ -384,7 +440,7 @@ class LongJobs(Faults):
 
 class SharedRuns(Faults):
     def test_a_strict_request_with_another_envelope_is_refused_at_once(self):
-        server = self.start()
+        server = self.lasting()
         request = self.gated()
         other = {**request, "tf_dunder": {"__meta__": {"local": True}}}
         joined = f"{request['tf_checksum'][:12]}: joined by a caller"
@@ -406,7 +462,7 @@ class SharedRuns(Faults):
         self.assertEqual(self.runs(), 1)
 
     def test_a_scratch_run_does_not_serve_who_wants_the_result_stored(self):
-        server = self.start(workers=2)
+        server = self.lasting(workers=2)
         request = self.gated()
         with ThreadPoolExecutor(2) as callers:
             scratch = callers.submit(server.run, {**request, "scratch": True})
@@ -421,7 +477,7 @@ class SharedRuns(Faults):
 
 class Reclaiming(Faults):
     def test_a_canceled_job_is_ended_with_all_that_it_has_started(self):
-        server = self.start("--reclaim-canceled")
+        server = self.lasting("--reclaim-canceled", workers=2)
         pids = self.home / "pids"
         rest = (
             "    import subprocess\n"
@@ -440,7 +496,7 @@ class Reclaiming(Faults):
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=3, b=4))), 7)
 
     def test_a_job_that_ignores_the_request_to_end_is_killed(self):
-        server = self.start("--reclaim-canceled")
+        server = self.lasting("--reclaim-canceled", workers=2)
         rest = "    import signal\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         request = self.traced(rest + TRACE.format(path=str(self.trace)) + "    time.sleep(600)\n")
         with ThreadPoolExecutor(1) as caller:
@@ -474,7 +530,7 @@ class Reclaiming(Faults):
             self.assertEqual(self.value(other.result(PATIENCE)), 15)
 
     def test_nested_jobs_end_with_the_job_that_asked_for_them(self):
-        server = self.start("--reclaim-canceled", workers=2)
+        server = self.lasting("--reclaim-canceled", workers=2)
         pids = self.home / "pids"
         inner = (
             "def inner(a):\n"
@@ -488,7 +544,6 @@ class Reclaiming(Faults):
             "    return direct(inner)(1)\n"
         )
         request = self.traced(rest)
-        wait_until(lambda: len(_ready(server.log)) == 2, "both workers are ready")
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
             wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "both run")
@@ -499,7 +554,8 @@ class Reclaiming(Faults):
         wait_until(lambda: not first.alive and not second.alive, "both are gone")
 
     def test_without_it_the_work_goes_on_unheard(self):
-        server = self.start()
+        server = self.lasting()
+        before = self.worker_pids(server)
         request = self.gated()
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
@@ -508,11 +564,11 @@ class Reclaiming(Faults):
             self.assertIn("canceled", answer.result(PATIENCE).text)
         self.gate.touch()
         wait_until(lambda: "its work has ended, and is thrown away" in server.log, "it ended")
-        self.assertEqual(len(_ready(server.log)), 1)
+        self.assertEqual(self.worker_pids(server), before)
         self.assertIsNone(self.store.result_of(request["tf_checksum"]))
 
     def test_without_it_the_slot_is_busy_until_the_work_has_ended(self):
-        server = self.start()
+        server = self.lasting()
         request, second = self.gated(), self.store.request(ADD, a=4, b=4)
         with ThreadPoolExecutor(2) as callers:
             answer = callers.submit(server.run, request)
@@ -525,7 +581,7 @@ class Reclaiming(Faults):
             # Where a slot is free a job gets it as soon as it is received.
             status = self.status(server)
             self.assertEqual((status["running"], status["waiting_count"]), ([], 1))
-            self.assertEqual([worker["state"] for worker in status["workers"]], ["busy"])
+            self.assertEqual(self.workers_states(server), ["busy"])
             self.gate.touch()
             self.assertEqual(self.value(other.result(PATIENCE)), 8)
 
@@ -704,7 +760,7 @@ class StoreAway(Faults):
         self.assertTrue(entry.exists())
 
     def test_inputs_wait_for_a_store_that_is_restarted(self):
-        server = self.start()
+        server = self.lasting()
         request = self.traced("    return 6\n")
         self.store.kill_hashserver()
         with ThreadPoolExecutor(1) as caller:
@@ -740,7 +796,8 @@ class StoreAway(Faults):
         self.assertEqual(self.runs(), 0)
 
     def test_a_store_that_hangs_is_given_up_and_named(self):
-        server = self.start("--input-timeout", "0.5")
+        env = constants(self.home, {"worker.staging._QUESTION_LIMIT": 0.5})
+        server = self.start("--input-timeout", "0.5", env=env)
         request = self.traced("    return 6\n")
         self.store.signal_hashserver(signal.SIGSTOP)
         try:
@@ -758,10 +815,6 @@ class StoreAway(Faults):
         self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
 
     def test_in_record_mode_a_database_that_does_not_tell_the_probes_is_named(self):
-        def unanswering(peer):
-            peer.read_head()
-            peer.read_head()  # until the worker gives up
-
         front = ScriptedServer(unanswering)
         self.addCleanup(front.close)
         for name, port, expected in (
@@ -805,7 +858,7 @@ class PromisedInputs(Faults):
         self.assertEqual(self.value(server.run(request)), 1)
 
     def test_a_job_that_waits_for_one_is_seen_to_on_its_slot_alone_and_can_be_canceled(self):
-        server = self.start(workers=2)
+        server = self.lasting(workers=2)
         request, _ = self.promised()
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
@@ -819,7 +872,7 @@ class PromisedInputs(Faults):
 
 class Provenance(Faults):
     def test_the_transformation_itself_is_stored_with_its_result(self):
-        server = self.start()
+        server = self.lasting()
         request = self.traced("    return 1\n")
         self.assertFalse(self.store.holds(request["tf_checksum"]))
         self.value(server.run(request))
@@ -855,7 +908,7 @@ class Provenance(Faults):
         self.assertFalse(self.store.holds(request["tf_checksum"]))
 
     def test_a_dict_that_is_not_its_checksum_runs_and_the_log_says_so(self):
-        server = self.start()
+        server = self.lasting()
         request = {**self.traced("    return 1\n"), "tf_checksum": "ab" * 32}
         self.assertEqual(self.value(server.run(request)), 1)
         self.assertIn("does not hash to its checksum", server.log)

@@ -25,15 +25,38 @@ IDENTITY = "def f(a):\n    return a\n"
 MEGABYTE = 1024 * 1024
 
 
+_stores = {}
+
+
+def store_of_module(module):
+    """Return the store that classes of a module have in common; it ends with the last of them."""
+    if module not in _stores:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(temporary_directory())
+            store = _stores[module] = Store(directory / "store")
+            stack.callback(store.stop)
+            stack.callback(_stores.pop, module)
+            unittest.addModuleCleanup(stack.pop_all().close)
+    return _stores[module]
+
+
 class OnAStore(unittest.TestCase):
-    """A store for the class, a directory and as many jobservers as it likes for each test."""
+    """A store, a directory for the class, and as many jobservers as it likes for each test.
+
+    The store is the class's own, unless it says that it can do with one for all of its module.
+    """
+
+    shares_store = False
 
     @classmethod
     def setUpClass(cls):
         with contextlib.ExitStack() as stack:
             cls.directory = stack.enter_context(temporary_directory())
-            cls.store = Store(cls.directory / "store")
-            stack.callback(cls.store.stop)
+            if cls.shares_store:
+                cls.store = store_of_module(cls.__module__)
+            else:
+                cls.store = Store(cls.directory / "store")
+                stack.callback(cls.store.stop)
             cls.addClassCleanup(stack.pop_all().close)
 
     def start(self, *flags, parameters=None, name=None, **settings):
@@ -55,6 +78,8 @@ class OnAStore(unittest.TestCase):
 
 
 class Results(OnAStore):
+    shares_store = True
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -182,9 +207,12 @@ class Results(OnAStore):
     def test_inputs_come_from_the_read_folder_where_there_is_one(self):
         server = self.start(parameters=self.store.parameters(read_folder=True))
         request = self.store.request(ADD, a=1234, b=4321)
+        before = len(self.store.log())
         self.assertEqual(self.value(server.run(request)), 5555)
+        log = self.store.log()[before:]
+        self.assertIn('"GET /', log, "the result is fetched by this test")
         for _, _, checksum in (request["transformation_dict"][pin] for pin in ("a", "b", "code")):
-            self.assertNotIn(f"GET {checksum}", self.store.log())
+            self.assertNotIn(f"GET /{checksum}", log)
 
     def test_a_jobs_own_import_of_aiohttp_finds_the_real_one_or_nothing(self):
         code = (
@@ -202,6 +230,8 @@ class Results(OnAStore):
 
 
 class Failures(OnAStore):
+    shares_store = True
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -354,7 +384,7 @@ class Failures(OnAStore):
             "    isolation.Surroundings.restore = None\n    return a\n"
         )
         answer = server.run(self.store.request(code, a=1))
-        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.status, 500)
         self.assertIn("unforeseen", answer.text)
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=1))), 2)
 
@@ -362,15 +392,23 @@ class Failures(OnAStore):
         dying = self.store.request(
             "def f(a):\n    import os\n    print('last words')\n    os._exit(7)\n", a=1
         )
+        gate = self.directory / "survivor"
         waiting = self.store.request(
-            "def f(a):\n    import time\n    time.sleep(1)\n    return a\n", a=2
+            "def f(path):\n    import os, time\n    open(path + '-begun', 'w').close()\n"
+            "    while not os.path.exists(path): time.sleep(0.01)\n    return 2\n",
+            path=str(gate),
         )
-        with ThreadPoolExecutor(2) as callers:
-            crashed, done = callers.map(self.server.run, (dying, waiting))
+        with ThreadPoolExecutor(1) as caller:
+            done = caller.submit(self.server.run, waiting)
+            try:
+                wait_until((self.directory / "survivor-begun").exists, "the other one runs")
+                crashed = self.server.run(dying)
+            finally:
+                gate.touch()
+            self.assertEqual(self.value(done.result(PATIENCE)), 2)
         self.assertEqual(crashed.status, 500)
         self.assertIn("exit code 7", crashed.text)
         self.assertIn("last words\n", crashed.text)
-        self.assertEqual(self.value(done), 2)
         for number in range(4):  # both slots are there again
             self.assertEqual(
                 self.value(self.server.run(self.store.request(ADD, a=number, b=99))), number + 99
@@ -378,6 +416,8 @@ class Failures(OnAStore):
 
 
 class Queue(OnAStore):
+    shares_store = True
+
     def test_jobs_that_come_before_the_workers_are_ready_wait_for_them(self):
         server = self.start()
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=2))), 3)
@@ -456,6 +496,8 @@ class Queue(OnAStore):
 
 
 class Survival(OnAStore):
+    shares_store = True
+
     def test_a_running_job_is_activity(self):
         gate = self.directory / "activity"
         code = (
@@ -463,7 +505,7 @@ class Survival(OnAStore):
             "    while not os.path.exists(path): time.sleep(0.01)\n    return 8\n"
         )
         request = self.store.request(code, path=str(gate))
-        server = self.start("--timeout", "2")
+        server = self.start("--timeout", "2", "--grace", "0")
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
             try:
@@ -502,13 +544,10 @@ class Survival(OnAStore):
                 code = (
                     "def f(path):\n    import os, re, subprocess, time\n"
                     "    child = subprocess.Popen('setsid sleep 600 & (setsid sleep 600 &) ; "
-                    "sleep 600 & wait', shell=True)\n"
-                    "    time.sleep(0.5)\n"
-                    "    with open(path + '.new', 'w') as file: print(os.getpid(), file=file)\n"
-                    "    os.rename(path + '.new', path)\n"
+                    "sleep 600 & touch \"$GATE\"; wait', shell=True, env={**os.environ, 'GATE': path})\n"
                     f"    {last}\n"
                 )
-                server = self.start()
+                server = self.start("--grace", "0.5")
                 request = self.store.request(code, path=str(pids))
                 caller = threading.Thread(target=self.run_quietly, args=(server, request))
                 caller.start()

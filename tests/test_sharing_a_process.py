@@ -131,6 +131,8 @@ PAST_MENDING = {
 
 
 class SharedProcess(OnAStore):
+    shares_store = True
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -252,6 +254,8 @@ class SharedProcess(OnAStore):
 
 
 class Metadata(OnAStore):
+    shares_store = True
+
     BURN = (
         "import time, os\n"
         "block = bytearray(400 * 10**6)\n"
@@ -425,6 +429,8 @@ def f(trace):
 
 
 class Nested(OnAStore):
+    shares_store = True
+
     def ready(self, workers):
         server = self.start(workers=workers)
         wait_until(lambda: server.log.count("is ready") == workers, "all workers are ready")
