@@ -1,10 +1,12 @@
 """A client process that runs transformations of some kinds, for ``test_kinds``.
 
-Called with the JSON of ``{"parameters", "jobserver", "directory"}`` and the names of kinds; prints one
-line for each, with the name and JSON: what came back, or what was raised.
+Called with the JSON of ``{"parameters", "jobserver", "directory", "patience"}`` and the names of kinds;
+prints one line for each, with the name and JSON: what came back, or what was raised. It ends with the
+first kind that takes more than ``patience`` seconds, and then shows where its threads were.
 """
 
 import asyncio
+import faulthandler
 import functools
 import hashlib
 import json
@@ -408,6 +410,7 @@ def main():
     thread, flush = ThreadPoolExecutor(1), buffer_writer.flush
     buffer_writer.flush = lambda *args, **named: thread.submit(flush, *args, **named).result()
     for name in sys.argv[2:]:
+        faulthandler.dump_traceback_later(given["patience"], exit=True)
         directory = Path(given["directory"]) / name
         directory.mkdir()
         try:

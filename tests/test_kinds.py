@@ -11,7 +11,7 @@ import unittest
 import zstandard
 from seamless.checksum.celltypes import celltypes
 
-from tests.stack import JOBSERVER_PYTHON, ROOT, ClientHung, Jobserver, run_client, run_request
+from tests.stack import JOBSERVER_PYTHON, PATIENCE, ROOT, Jobserver, run_client, run_request
 from tests.test_running import IDENTITY, OnAStore
 
 # What `kinds_client` must print for each kind: a value, or a part of an exception's text.
@@ -89,7 +89,7 @@ class KindsSuite(OnAStore):
         }
 
         # One client for all, since a client takes longer to start than a kind to run.
-        cls.outcomes = cls.run_kinds("together", EXPECTED, timeout=150)
+        cls.outcomes = cls.run_kinds("together", EXPECTED)
 
     def check(self, kind):
         outcome, expected = self.outcome(kind), EXPECTED[kind]
@@ -111,20 +111,17 @@ class KindsSuite(OnAStore):
             outcome = outcomes.get(kind)
             if outcome is not None and "Input not delivered" not in str(outcome):
                 return outcome
-            outcomes = self.run_kinds(f"{kind}-{attempt}", [kind], timeout=60)
+            outcomes = self.run_kinds(f"{kind}-{attempt}", [kind])
         raise AssertionError("three clients have hung, or lost an input that they had promised")
 
     @classmethod
-    def run_kinds(cls, name, kinds, timeout):
+    def run_kinds(cls, name, kinds):
         """Have one client run `kinds`; return what came of those that it got to."""
         folder = cls.directory / f"client-{name}"
         folder.mkdir()
-        given = json.dumps({**cls.given, "directory": str(folder)})
-        client = str(ROOT / "tests" / "kinds_client.py")
-        try:
-            output = run_client([sys.executable, client, given, *kinds], folder, timeout=timeout)
-        except ClientHung as hung:
-            output = str(hung)
+        given = json.dumps({**cls.given, "directory": str(folder), "patience": PATIENCE})
+        argv = [sys.executable, str(ROOT / "tests" / "kinds_client.py"), given, *kinds]
+        output = run_client(argv, folder, timeout=PATIENCE * (1 + len(kinds)))
         outcomes = {}
         for line in output.splitlines():
             if line.startswith("OUTCOME "):
