@@ -3,7 +3,8 @@
 The architecture, from the outside in:
 
 - ``cli`` and ``options``: flags and environment variables, exit codes.
-- ``top`` and ``check`` by way of ``asking``, and ``upload``: further commands, for people.
+- ``top`` and ``check``, which ask by way of ``asking`` and show by way of ``display``, and ``upload``:
+  further commands, for people.
 - ``server``: the listening process. It queues and answers, and imports no Seamless package.
 - ``worker``: what runs inside each worker process, an ordinary Seamless process.
 - ``transport``: lets seamless-remote run on the standard library alone.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from seamless_jobserver.options import DEFAULT_PORT
+from seamless_jobserver.passwordfile import read_password_file
 
 _TIMEOUT: Final = 10.0
 _CONNECT_TIMEOUT: Final = 3.0
@@ -41,8 +42,8 @@ class Answer(NamedTuple):
 class Server:
     """A jobserver at a URL, which may hold a user name and a password."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ValueError when `url` is none."""
+    def __init__(self, url: str, password: bytes | None = None) -> None:
+        """Raises ValueError when `url` is none; `password` is used instead of one that it holds."""
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a jobserver, such as http://127.0.0.1:5533")
@@ -51,9 +52,10 @@ class Server:
         self._port = parts.port or DEFAULT_PORT
         self._base = parts.path.rstrip("/")
         self._fields = {"User-Agent": "seamless-jobserver-command"}
-        if parts.username is not None or parts.password is not None:
-            words = f"{parts.username or ''}:{parts.password or ''}"
-            plain = urllib.parse.unquote(words).encode()
+        if password is None and parts.password is not None:
+            password = urllib.parse.unquote_to_bytes(parts.password)
+        if password is not None or parts.username is not None:
+            plain = urllib.parse.unquote_to_bytes(parts.username or "") + b":" + (password or b"")
             self._fields["Authorization"] = "Basic " + base64.b64encode(plain).decode()
 
     @property
@@ -152,16 +154,29 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "url",
         nargs="?",
         metavar="URL",
-        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); may hold user:password@",
+        help=f"where it listens (default http://127.0.0.1:{DEFAULT_PORT}); a password in it would "
+        "be seen by everybody who runs ps",
     )
     target.add_argument("--status-file", type=Path, metavar="PATH", help="or the file that says so")
+    parser.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="PATH",
+        help="file with its password, where it asks for one; only you may be able to read it",
+    )
 
 
 def find_server(options: argparse.Namespace) -> Server:
     """Return the server that the arguments of `add_target` name. Raises ValueError."""
+    password = None
+    if options.password_file is not None:
+        try:
+            password = read_password_file(options.password_file)
+        except ValueError as error:
+            raise ValueError(f"--password-file {error}") from None
     path = options.status_file
     if path is None:
-        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}")
+        return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}", password)
     try:
         status = json.loads(path.read_text())
         port = int(status["port"])
@@ -173,7 +188,8 @@ def find_server(options: argparse.Namespace) -> Server:
         ) from None
     hosts = addresses(status)
     host = next((host for host in hosts if _listens(host, port)), hosts[0])
-    return Server(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Server(url, password)
 
 
 def addresses(status: dict[str, Any]) -> list[str]:

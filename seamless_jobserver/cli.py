@@ -22,6 +22,7 @@ from seamless_jobserver.options import DEFAULT_PORT, ENVIRONMENT, OPTIONS, Optio
 _RESOLVER_LIMIT: Final = 10.0
 """Seconds for the name of --host to be looked up."""
 
+_PORT_OPTIONS: Final = ("port", "port_range")
 
 _COMMANDS: Final = {
     "check": "seamless_jobserver.check",
@@ -62,8 +63,13 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     parser = _make_parser()
     given = vars(parser.parse_args(arguments))
     values: dict[str, Any] = {}
+    # Of the two ways to name ports, a flag wins over a variable for the other, whatever that holds.
+    port_flags = {name for name in _PORT_OPTIONS if given[name] is not None}
     for option in OPTIONS:
         flag = given[option.destination]
+        if flag is None and option.destination in _PORT_OPTIONS and port_flags:
+            values[option.destination] = None
+            continue
         try:
             if flag is not None:
                 source = f"--{option.name}"
@@ -73,10 +79,6 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
                 values[option.destination] = _convert(option, _from_environment(option))
         except ValueError as error:
             parser.error(f"{source}: {error}")
-    if given["port"] is not None:
-        values["port_range"] = None  # a flag wins over the environment, also over the other way
-    elif given["port_range"] is not None:
-        values["port"] = None
     try:
         ports = _ports(values.pop("port"), values.pop("port_range"))
         address = _resolve(values["host"])

@@ -31,6 +31,7 @@ _FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
 _REQUEST_TARGET: Final = re.compile(rb"[\x21-\x7e]+\Z")
 _VERSION: Final = re.compile(rb"HTTP/([0-9])\.([0-9])\Z")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}\Z")
 
 
@@ -122,6 +123,19 @@ def parse_request_head(block: bytes) -> RequestHead:
     if number >= (1, 1) and len(fields.all("Host")) != 1:
         raise MalformedMessage("an HTTP/1.1 request needs exactly one Host field")
     return RequestHead(method.decode("ascii"), target.decode("ascii"), number, fields)
+
+
+def check_beginning(received: bytes | bytearray, seen: int = 0) -> None:
+    """Look at a request head of which the end has not come: can it still become one?
+
+    A client that speaks HTTP/0.9, or ends its lines with a bare LF, sends no more, and would wait.
+    The first `seen` bytes have been looked at before. Raises `MalformedMessage`: 400.
+    """
+    if _BARE_LF.search(received, max(0, seen - 1)):
+        raise MalformedMessage("a line that does not end in CR LF")
+    line, end, _ = received.partition(b"\r\n")
+    if end and line.count(b" ") != 2:
+        raise MalformedMessage("the request line is not 'METHOD TARGET HTTP/1.1'")
 
 
 def parse_response_head(block: bytes) -> ResponseHead:
@@ -259,7 +273,12 @@ def _parse_version(text: bytes) -> tuple[int, int]:
 
 
 def _content_length(fields: Fields) -> int | None:
-    values = {part.strip() for line in fields.all("Content-Length") for part in line.split(",")}
+    values = {
+        # Only what HTTP calls white space: str.strip() takes more, such as U+00A0.
+        part.strip(" \t")
+        for line in fields.all("Content-Length")
+        for part in line.split(",")
+    }
     if not values:
         return None
     if len(values) > 1:

@@ -53,6 +53,7 @@ class _Stat(NamedTuple):
     state: str
     parent: int
     start: int
+    stack: int
 
 
 def become_subreaper() -> None:
@@ -94,12 +95,26 @@ def has_children() -> bool:
     return True
 
 
-def reap(pid: int) -> None:
-    """Collect the exit status of a child that was killed; one that is no child is left alone."""
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        return
+def reap(pid: int, limit: float) -> bool:
+    """Collect the exit status of a child that was killed, when it ends within `limit` seconds.
+
+    Returns whether it is gone. One that is no child is left alone, and counts as gone.
+    """
+    # Here, because the guardian runs this file too and does without them.
+    import threading
+    import time
+
+    deadline = time.monotonic() + limit
+    pause = threading.Event()  # never set: it is waited for, with a limit
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        pause.wait(0.005)
 
 
 def kill_tree(root: ProcessId, *, spare_root: bool = False) -> set[int]:
@@ -133,11 +148,15 @@ def terminate_tree(root: ProcessId) -> None:
 
 
 class Memory(NamedTuple):
-    """What a process has in memory, in bytes: now, at most so far, and how much of it is files."""
+    """What a process has in memory, in bytes: now, and at most so far.
+
+    How much of what it has now is `files`, and how much is memory that was made to be `shared`.
+    """
 
     resident: int
     peak: int
     files: int
+    shared: int
 
 
 def read_memory(pid: int | str = "self") -> Memory:
@@ -145,17 +164,72 @@ def read_memory(pid: int | str = "self") -> Memory:
     try:
         status = _read(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
-        return Memory(0, 0, 0)  # it has ended since it was listed
-    return Memory(*(_amount(status, name) for name in (b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:")))
+        return Memory(0, 0, 0, 0)  # it has ended since it was listed
+    names = b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:", b"\nRssShmem:"
+    return Memory(*(_amount(status, name) for name in names))
 
 
 def tree_memory(pid: int) -> int:
-    """Return the bytes that a process and all below it have in memory, without mapped files."""
-    together = 0
-    for one in (pid, *descendants(pid)):
-        memory = read_memory(one)
-        together += memory.resident - memory.files
-    return together
+    """Return the bytes that a process and all below it have in memory, without mapped files.
+
+    What several of them share counts once.
+    """
+    memory = memory_by_process(pid)
+    elsewhere = counted_elsewhere(memory)
+    return sum(max(0, one.resident - one.files - elsewhere[pid]) for pid, one in memory.items())
+
+
+def memory_by_process(root: int) -> dict[int, Memory]:
+    """Return the memory of `root` and of every process below it.
+
+    Left out is a child that has no memory of its own yet: between vfork(2), by which most programs
+    start others, and execve(2), it is in that of its parent.
+    """
+    found: dict[int, Memory] = {}
+    pending = [(root, 0)]
+    while pending:
+        pid, parent = pending.pop()
+        memory = read_memory(pid)
+        if parent and memory == read_memory(parent) and _stack(pid) == _stack(parent):
+            continue
+        found[pid] = memory
+        pending.extend((child, pid) for child in children(pid) - found.keys())
+    return found
+
+
+def counted_elsewhere(memory: dict[int, Memory]) -> dict[int, int]:
+    """Return for each process how many bytes of its memory others account for, files left out.
+
+    A page that n processes share belongs to each by 1/n, so that the rest of them all together is
+    what they have in memory (proc_pid_smaps(5): Pss). They share memory that was made for it, and
+    after a fork(2) all that neither of the two has written to since. That is told by their stack,
+    whose place is random in each new program: the kernel takes a millisecond for each 100 MB that
+    it counts pages in. It is 0 where it does not tell (before Linux 5.3), or must not.
+    """
+    stacks = {pid: _stack(pid) for pid in memory}
+    families: dict[int, int] = {}
+    for stack in stacks.values():
+        families[stack] = families.get(stack, 0) + 1
+    return {
+        pid: _counted_elsewhere(pid, one) if one.shared or families[stacks[pid]] > 1 else 0
+        for pid, one in memory.items()
+    }
+
+
+def _counted_elsewhere(pid: int, memory: Memory) -> int:
+    try:
+        rollup = _read(f"/proc/{pid}/smaps_rollup")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    if b"\nPss_Anon:" not in rollup:
+        return 0
+    alone = _amount(rollup, b"\nAnonymous:") - _amount(rollup, b"\nPss_Anon:")
+    return max(0, alone) + max(0, memory.shared - _amount(rollup, b"\nPss_Shmem:"))
+
+
+def _stack(pid: int) -> int:
+    stat = _read_stat(pid)
+    return 0 if stat is None else stat.stack
 
 
 def guard(commands: TextIO, directory: str) -> None:
@@ -235,14 +309,14 @@ def _read(path: str) -> bytes:
 
 
 def _read_stat(pid: int) -> _Stat | None:
-    """Read state, parent and start time (proc_pid_stat(5): fields 3, 4 and 22)."""
+    """Read state, parent, start time and stack (proc_pid_stat(5): fields 3, 4, 22 and 28)."""
     try:
         text = _read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name stands in parentheses and may hold spaces and parentheses itself.
     rest = text.rpartition(b")")[2].split()
-    return _Stat(rest[0].decode(), int(rest[1]), int(rest[19]))
+    return _Stat(rest[0].decode(), int(rest[1]), int(rest[19]), int(rest[25]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ line for each, with the name and JSON: what came back, or what was raised.
 """
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -187,41 +188,45 @@ def make_cells(n):
 
 @kind
 def folder_input(_directory):
-    leaves = {}
-    for number in range(1500):
-        buffer = Buffer(b"leaf %d" % number)
-        buffer.incref()
-        leaves[f"dir/{number}.txt"] = buffer.get_checksum().hex()
+    structure = made_folder().resolve("plain")
+    uploaded = Buffer(b"from the client")
+    uploaded.incref()
+    sent = Buffer({**structure, "more.txt": uploaded.get_checksum().hex()}, "plain")
+    sent.incref()
 
     def use(folder):
-        return [len(folder), folder["dir/7.txt"].decode()]
+        return [len(folder), folder["x/7"].decode(), folder["more.txt"].decode()]
 
     run = direct(use)
     run.celltypes.folder = "folder"
-    return run(Buffer(leaves, "plain").get_checksum() if store(leaves) else None)
+    return run(sent.get_checksum())
 
 
-def store(structure):
-    buffer = Buffer(structure, "plain")
-    buffer.incref()
-    return True
+@functools.cache
+def made_folder():
+    """Return the checksum of what a job has made, the first time.
 
-
-@kind
-def folder_result_and_deepfolder_input(_directory):
+    The client of today promises the store a result that it finds in its own cache, and can then
+    wait for ever to upload what it never had.
+    """
     run = delayed(
-        "mkdir -p RESULT/x; for i in $(seq 300); do echo $i > RESULT/x/$i; done", language="bash"
+        "mkdir -p RESULT/x; for i in $(seq 2000); do echo leaf $i > RESULT/x/$i; done",
+        language="bash",
     )
     run.celltypes.result = "folder"
     made = run()
     made.compute()
+    return made.result_checksum
 
+
+@kind
+def folder_result_and_deepfolder_input(_directory):
     def use(folder):
-        return [len(folder), bytes(folder["x/300"].resolve().content).decode()]
+        return [len(folder), bytes(folder["x/2000"].resolve().content).decode()]
 
-    use_it = direct(use)
-    use_it.celltypes.folder = "deepfolder"
-    return use_it(made.result_checksum)
+    run = direct(use)
+    run.celltypes.folder = "deepfolder"
+    return run(made_folder())
 
 
 @kind

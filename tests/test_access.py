@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import re
+import select
 import shutil
 import socket
 import ssl
@@ -21,6 +22,7 @@ import struct
 import subprocess
 import threading
 import unittest
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -28,18 +30,23 @@ from seamless_jobserver import http1
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.server import access, peer
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
+from seamless_jobserver.server.response import render_stream_head, text_response
 from tests.stack import JOBSERVER, PATIENCE, Jobserver, free_port, temporary_directory, wait_until
 
 AS_ROOT = unittest.skipUnless(os.geteuid() == 0, "root alone can act as another user")
 STRANGER = 54321
 ROUTES = (
     ("GET", "/"),
+    ("HEAD", "/"),
     ("GET", "/healthcheck"),
+    ("HEAD", "/healthcheck"),
     ("GET", "/run-transformation"),
     ("GET", "/transformation-status/" + "a" * 64),
     ("POST", "/cancel-transformation/" + "a" * 64),
     ("GET", "/nested-transformation/1"),
+    ("POST", "/nested-transformation/1/started"),
     ("GET", "/status"),
+    ("HEAD", "/status"),
     ("GET", "/metrics"),
     ("GET", "/jobs"),
     ("GET", "/jobs/" + "a" * 64),
@@ -54,7 +61,21 @@ TRANSFORMATION = {
     "__output__": ["result", "mixed", None],
     "code": ["python", None, "cd" * 32],
 }
-TRIES = int(os.environ.get("SEAMLESS_JOBSERVER_TEST_RACES", "3000"))
+TRIES = int(os.environ.get("SEAMLESS_JOBSERVER_TEST_RACES", "20000"))
+# How much of a request a stranger sends, and what comes then.
+WAYS = (
+    (1.0, "close"),
+    (1.0, "reset"),
+    (0.0, "close"),
+    (0.0, "reset"),
+    (0.1, "close"),  # in the middle of the head
+    (0.1, "reset"),
+    (0.7, "close"),  # in the middle of the body
+    (0.7, "reset"),
+    (1.0, "stop sending"),
+    (1.0, "stop hearing"),
+    (1.0, "wait"),
+)
 
 
 def as_user(user, function):
@@ -80,6 +101,57 @@ def as_user(user, function):
     if not good:
         raise AssertionError(value)
     return value
+
+
+def socket_of(user, family=socket.AF_INET):
+    """Return a socket that a process of `user` has made."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+
+        def make():
+            with socket.socket(family) as made:
+                socket.send_fds(theirs, [b"x"], [made.fileno()])
+
+        as_user(user, make)
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+        return socket.socket(fileno=descriptor)
+
+
+def dual_listener(address):
+    if address != "::":
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, 0), family=family)
+    return socket.create_server((address, 0), family=socket.AF_INET6, dualstack_ipv6=True)
+
+
+def look_through(options):
+    """Return what an unprivileged user finds with /proc mounted so, from each source.
+
+    That is the owners of two connections, or why there are none. None where nothing can be mounted.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    private = 0x40000 | 0x4000  # MS_PRIVATE | MS_REC
+    if (
+        libc.unshare(0x20000) != 0  # CLONE_NEWNS
+        or libc.mount(None, b"/", None, private, None) != 0
+        or libc.mount(b"proc", b"/proc", b"proc", 0, options.encode()) != 0
+    ):
+        return None
+    clients = [socket.socket(), socket_of(STRANGER)]
+    os.setuid(STRANGER + 1)
+    found = []
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(dual_listener("127.0.0.1"))
+        accepted = []
+        for client in clients:
+            stack.enter_context(client).connect(listener.getsockname())
+            accepted.append(stack.enter_context(listener.accept()[0]))
+        for source in peer.Source:
+            try:
+                found.append([peer.owner(one, source) for one in accepted])
+            except peer.Unknown as reason:
+                found.append(str(reason))
+    return found
 
 
 def ask(address, port, method="GET", path="/healthcheck", body=None, **headers):
@@ -133,10 +205,36 @@ class OtherUsers(Served):
             server.stop()
             shutil.rmtree(server.directory)
 
-    def test_a_thousand_connections_of_the_owner_are_served(self):
-        server = self.start()
-        for _ in range(1000):
-            self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+    def test_a_thousand_connections_of_the_owner_are_served_while_another_user_is_refused(self):
+        server = self.start("--host", "::", "--max-connections", "8")
+        addresses = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+        finished, finish = os.pipe()
+        self.addCleanup(os.close, finished)
+        heard = []
+
+        def owner():
+            try:
+                for number in range(1000):
+                    heard.append(ask(addresses[number % 3], server.port))
+            finally:
+                os.write(finish, b"x")
+                os.close(finish)
+
+        def stranger():
+            statuses = Counter()
+            while not statuses or not select.select([finished], [], [], 0)[0]:
+                for address in addresses:
+                    for method, path in ROUTES:
+                        statuses[ask(address, server.port, method, path)[0]] += 1
+            return statuses
+
+        thread = threading.Thread(target=owner)
+        thread.start()
+        refused = as_user(STRANGER, stranger)
+        thread.join(PATIENCE)
+        self.assertEqual(Counter(heard), {(200, "OK"): 1000})
+        self.assertEqual(set(refused), {403})
+        self.assertGreaterEqual(refused[403], 3 * len(ROUTES))
 
     def test_access_any_lets_everybody_on_this_machine_in_and_says_so_loudly(self):
         server = self.start("--access", "any")
@@ -180,29 +278,66 @@ class TheKernelsWord(unittest.TestCase):
         self.addCleanup(accepted.close)
         return client, accepted
 
-    def test_both_sources_name_the_owner(self):
-        for source in peer.Source:
-            for user in (0, STRANGER):
-                with self.subTest(source=source, user=user):
-                    client = self.socket_of(user)
-                    with client:
-                        client.connect(self.listener.getsockname())
-                        accepted, _ = self.listener.accept()
-                        with accepted:
-                            self.assertEqual(peer.owner(accepted, source), user)
+    def test_both_sources_name_the_owner_in_every_family(self):
+        # What is listened on, what the client's socket is, and what it connects to.
+        for listening, family, address in (
+            ("127.0.0.1", socket.AF_INET, "127.0.0.1"),
+            ("0.0.0.0", socket.AF_INET, "127.0.0.7"),
+            ("::1", socket.AF_INET6, "::1"),
+            ("::", socket.AF_INET6, "::1"),
+            ("::", socket.AF_INET, "127.0.0.1"),
+            ("::", socket.AF_INET6, "::ffff:127.0.0.1"),
+            ("127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1"),
+        ):
+            with dual_listener(listening) as listener:
+                port = listener.getsockname()[1]
+                for source in peer.Source:
+                    for user in (0, STRANGER):
+                        with (
+                            self.subTest(listening, source=source, user=user, to=address),
+                            self.socket_of(user, family) as client,
+                        ):
+                            client.connect((address, port))
+                            accepted, _ = listener.accept()
+                            with accepted:
+                                self.assertEqual(peer.owner(accepted, source), user)
 
-    def socket_of(self, user):
+    def test_a_socket_that_waits_out_its_time_proves_nothing(self):
+        client, accepted = self.connect()
+        names = {"getpeername": client.getsockname(), "getsockname": client.getpeername()}
+        client.shutdown(socket.SHUT_WR)  # the client ends it first, and so it waits
+        self.assertEqual(accepted.recv(1), b"")
+        accepted.close()
+        self.assertEqual(client.recv(1), b"")
+        client.close()
+        ended = mock.Mock(**{f"{name}.return_value": value for name, value in names.items()})
+        one, other = (peer.Endpoint.of(names[name]) for name in ("getpeername", "getsockname"))
+        for source, look in (
+            (peer.Source.NETLINK, peer._ask_kernel),
+            (peer.Source.PROC, peer._read_table),
+        ):
+            with self.subTest(source):
+                # User 0, and no file: that is why an inode is asked for.
+                self.assertEqual(look(one, other), (6, 0, 0))
+                with self.assertRaises(peer.Unknown):
+                    peer.owner(ended, source)
+
+    def test_where_proc_hides_other_users_the_tables_are_read_or_nobody_is_let_in(self):
+        for options, expected in (
+            ("hidepid=2", [0, STRANGER]),
+            ("subset=pid", "/proc/net/tcp cannot be read"),
+        ):
+            with self.subTest(options):
+                found = as_user(0, functools.partial(look_through, options))
+                if found is None:
+                    self.skipTest("no file system can be mounted here")
+                netlink, proc = found
+                self.assertEqual(netlink, [0, STRANGER])
+                self.assertEqual(proc, expected)
+
+    def socket_of(self, user, family=socket.AF_INET):
         """Return a socket that a process of `user` has made."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-
-            def make():
-                with socket.socket() as made:
-                    socket.send_fds(theirs, [b"x"], [made.fileno()])
-
-            as_user(user, make)
-            _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
-            return socket.socket(fileno=descriptor)
+        return socket_of(user, family)
 
     def test_ends_that_prove_nothing_are_unknown(self):
         def reset(client):
@@ -330,7 +465,7 @@ class Races(Served):
         """Strangers send a request and go, in every way, while the owner uses the same ports."""
         server = self.start("--max-connections", "64")
         target = ("127.0.0.1", server.port)
-        ports = [free_port() for _ in range(4)]
+        ports = [free_port() for _ in range(8)]
         stop = threading.Event()
         # One that leaves its mark in the log if it is let in, also when nobody hears the answer.
         body = json.dumps({"tf_checksum": "b" * 64, "transformation_dict": TRANSFORMATION})
@@ -349,39 +484,39 @@ class Races(Served):
                     ours.connect(target)
 
         def strangers():
-            entered = 0
-            for number in range(TRIES):
+            entered = connected = number = 0
+            while connected < TRIES and number < 5 * TRIES:
+                number += 1
+                sent, end = WAYS[number % len(WAYS)]
                 with contextlib.suppress(OSError), socket.socket() as theirs:
                     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if number % 3:
+                    # One that only comes and goes would leave its port in TIME_WAIT for a minute.
+                    if number % 4 and (sent or end != "close"):
                         theirs.bind(("127.0.0.1", random.choice(ports)))
                     theirs.settimeout(5)
                     theirs.connect(target)
-                    theirs.sendall(request)
-                    way = number % 5
-                    if way == 0:
-                        theirs.shutdown(socket.SHUT_WR)
-                    elif way == 1:
-                        theirs.setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                        )
+                    connected += 1
+                    theirs.sendall(request[: int(sent * len(request))])
+                    if end == "close":
                         continue
-                    elif way == 2:
-                        continue
-                    elif way == 3:
-                        theirs.shutdown(socket.SHUT_RD)
-                    entered += theirs.recv(12).endswith(b" 200")
-            return entered
+                    if end in ("stop sending", "stop hearing"):
+                        theirs.shutdown(socket.SHUT_WR if end == "stop sending" else socket.SHUT_RD)
+                    if end != "reset":
+                        entered += theirs.recv(12).endswith(b" 200")
+                    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return entered, connected
 
         owners = [threading.Thread(target=owner) for _ in range(2)]
         for thread in owners:
             thread.start()
         try:
-            self.assertEqual(as_user(STRANGER, strangers), 0)
+            entered, connected = as_user(STRANGER, strangers)
         finally:
             stop.set()
             for thread in owners:
                 thread.join(PATIENCE)
+        self.assertEqual(entered, 0)
+        self.assertEqual(connected, TRIES, "their ports were to be had")
         self.assertNotIn("b" * 12, server.log)
         with socket.create_connection(target, timeout=PATIENCE) as ours:
             ours.sendall(request)
@@ -514,6 +649,19 @@ class Browsers(unittest.TestCase):
         ({"Host": LOCAL, "Origin": "http://evil.example"}, False),
         ({"Host": LOCAL, "Origin": "null"}, False),
         ({"Host": LOCAL, "Origin": "file://"}, False),
+        ({"Host": LOCAL, "Origin": "http://["}, False),
+        ({"Host": LOCAL, "Origin": "http://]"}, False),
+        ({"Host": LOCAL, "Origin": ""}, False),
+        ({"Host": LOCAL, "Referer": f"http://{LOCAL}/jobs"}, True),
+        ({"Host": LOCAL, "Referer": "http://evil.example/page"}, False),
+        ({"Host": LOCAL, "Referer": "http://localhost:9999/"}, False),
+        ({"Host": LOCAL, "Referer": f"http://evil.example/{LOCAL}"}, False),
+        ({"Host": LOCAL, "Referer": f"http://{LOCAL}@evil.example/"}, False),
+        ({"Host": LOCAL, "Referer": "http://["}, False),
+        ({"Host": "[", "Accept_Language": "en"}, False),
+        ({"Host": "]", "Accept_Language": "en"}, False),
+        ({"Host": "[::1", "Accept_Language": "en"}, False),
+        ({"Host": "", "Accept_Language": "en"}, False),
         ({"Host": LOCAL, "Sec_Fetch_Site": "same-origin"}, True),
         ({"Host": LOCAL, "Sec_Fetch_Site": "none"}, True),
         ({"Host": LOCAL, "Sec_Fetch_Site": "same-site"}, False),
@@ -535,6 +683,87 @@ class Browsers(unittest.TestCase):
         gate = Gate(AccessRules())
         for name in (socket.gethostname(), socket.getfqdn()):
             gate.check(head(Host=f"{name}:80", Accept_Language="en"), Standing.OWNER)
+
+    def test_a_resolver_that_does_not_answer_holds_nothing_up_and_its_answer_counts_later(self):
+        answered = threading.Event()
+        field = head(Host="late.example", Accept_Language="en")
+
+        def answer_late():
+            answered.wait(20)
+            return "Late.Example"
+
+        with (
+            mock.patch.object(access, "_RESOLVER_LIMIT", 0.05),
+            mock.patch("socket.getfqdn", side_effect=answer_late),
+        ):
+            gate = Gate(AccessRules())
+            with self.assertRaises(Refused):
+                gate.check(field, Standing.OWNER)
+            answered.set()
+            wait_until(lambda: "late.example" in gate._hosts, "the name is known")
+        gate.check(field, Standing.OWNER)
+
+
+class EveryAnswer(Served):
+    FIELDS = {
+        "x-content-type-options": "nosniff",
+        "cross-origin-resource-policy": "same-origin",
+        "content-security-policy": "frame-ancestors 'none'",
+    }
+    PAGE_POLICY = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+    def test_no_answer_lets_a_page_of_another_site_show_or_load_it(self):
+        server = self.start()
+        html = {"Accept": "text/html"}
+        pages = (
+            ("GET", "/", html, 200),
+            *(
+                ("GET", f"/page/{path.name}", {}, 200)
+                for path in (Path(access.__file__).parent / "page").iterdir()
+                if path.suffix in (".html", ".css", ".js", ".svg")
+            ),
+        )
+        self.assertGreater(len(pages), 4)
+        for method, path, headers, status in (
+            *pages,
+            ("GET", "/", {}, 200),
+            ("GET", "/healthcheck", {}, 200),
+            ("HEAD", "/healthcheck", {}, 200),
+            ("GET", "/status", {}, 200),
+            ("GET", "/metrics", {}, 200),
+            ("GET", "/nowhere", {}, 404),
+            ("PUT", "/healthcheck", {}, 405),
+            ("GET", "/jobs/" + "a" * 64, {}, 404),
+            ("GET", "/jobs/" + "a" * 64, html, 303),
+            ("GET", "/run-transformation", {}, 400),
+            ("GET", "/", {"Origin": "http://evil.example"}, 403),
+            ("GET", "/", {"Content_Length": "x"}, 400),
+        ):
+            with self.subTest(path, method=method):
+                answer = server.request(method, path, **headers)
+                self.assertEqual(answer.status, status)
+                expected = dict(self.FIELDS)
+                if (method, path, headers, status) in pages:
+                    expected["content-security-policy"] = self.PAGE_POLICY
+                found = {name: answer.headers.get(name) for name in expected}
+                self.assertEqual(found, expected)
+                self.assertFalse({name for name in answer.headers if "allow-origin" in name})
+
+    @AS_ROOT
+    def test_nor_does_the_answer_to_a_stranger(self):
+        server = self.start()
+        found = as_user(STRANGER, lambda: server.request("GET", "/").headers)
+        self.assertLessEqual(self.FIELDS.items(), found.items())
+
+    def test_nor_does_what_a_job_prints(self):
+        stream = http1.parse_response_head(
+            render_stream_head(text_response(200, ""), keep_alive=True, chunked=True)[:-4]
+        )
+        for name, value in self.FIELDS.items():
+            self.assertEqual(stream.fields.get(name), value)
 
 
 @AS_ROOT
@@ -584,6 +813,28 @@ class Commands(Served):
         narrow = self.start("--host", "0.0.0.0", "--allow", "10.0.0.0/8", "--allow", "fd00::/8")
         self.await_line(narrow, "10.0.0.0/8 and fd00::/8")
 
+    def test_the_password_is_a_part_of_who_can_reach_it(self):
+        gate = Gate(AccessRules(any_user=True, password=b"x"))
+        for address in ("127.0.0.1", "0.0.0.0"):
+            self.assertIn(
+                "every user of this machine who has the password", self.line(gate, address)
+            )
+            self.assertFalse(gate.exposed(address))
+        self.assertIn("other machines and has the password", self.line(gate, "0.0.0.0"))
+        own = Gate(AccessRules(password=b"x", allow=(ipaddress.ip_network("10.0.0.0/8"),)))
+        self.assertNotIn("password", self.line(own, "127.0.0.1"))
+        self.assertIn("to 10.0.0.0/8, with the password", self.line(own, "0.0.0.0"))
+
+    def line(self, gate, address):
+        return gate.describe("x", address, 1)
+
+    def test_the_name_that_it_listens_by_is_one_of_its_names(self):
+        # A name of this machine that is known everywhere, and is none of those that it calls itself.
+        server = self.start("--host", "127.1")
+        for name, status in (("127.1", 200), ("other.example", 403)):
+            answer = server.request("GET", "/", Host=name, Accept_Language="en")
+            self.assertEqual(answer.status, status)
+
     def await_line(self, server, pattern):
         wait_until(lambda: re.search(pattern, server.log), f"the log says {pattern}")
 
@@ -592,20 +843,26 @@ class Commands(Served):
         self.await_line(self.start("--host", "::", env=env), "10.0.0.0/8 and 192.168.1.7/32")
 
 
+def make_certificate(directory):
+    """Return the paths of a certificate for localhost and of its key."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        (
+            f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} "
+            f"-out {certificate} -subj /CN=localhost "
+            "-addext subjectAltName=DNS:localhost"
+        ).split(),
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    return certificate, key
+
+
 class Encrypted(Served):
     def setUp(self):
         super().setUp()
-        self.certificate, self.key = self.directory / "cert.pem", self.directory / "key.pem"
-        subprocess.run(
-            (
-                f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {self.key} "
-                f"-out {self.certificate} -subj /CN=localhost "
-                "-addext subjectAltName=DNS:localhost"
-            ).split(),
-            check=True,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
+        self.certificate, self.key = make_certificate(self.directory)
         self.flags = ("--certfile", str(self.certificate), "--keyfile", str(self.key))
         self.context = ssl.create_default_context(cafile=str(self.certificate))
 
@@ -673,13 +930,27 @@ class Files(Served):
                 self.assertIn("is not a file of yours", ended.stderr)
 
     def test_what_it_makes_is_private_whatever_the_umask(self):
+        status = self.directory / "status.json"
+        status.write_text("{}")
+        status.chmod(0o600)  # as the launcher makes it
         before = os.umask(0)
         self.addCleanup(os.umask, before)
-        server = self.start(env={"TMPDIR": str(self.directory)})
-        status = server.status_file
-        self.assertEqual(status.stat().st_mode & 0o777, 0o666, "as the launcher made it")
-        (private,) = self.directory.glob("seamless-jobserver-*")
-        self.assertEqual(private.stat().st_mode & 0o777, 0o700)
-        wait_until(lambda: "is ready" in server.log, "the worker is ready")
-        for path in private.iterdir():
-            self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+        flags = ["--host", "127.0.0.1", "--port", "0", "--status-file", str(status)]
+        process = subprocess.Popen(
+            [str(JOBSERVER), *flags],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(self.directory)},
+        )
+        with process:
+            self.addCleanup(process.kill)
+            for line in process.stdout:
+                if b"is ready" in line:
+                    break
+            self.assertEqual(status.stat().st_mode & 0o777, 0o600)
+            (private,) = self.directory.glob("seamless-jobserver-*")
+            self.assertEqual(private.stat().st_mode & 0o777, 0o700)
+            for path in private.iterdir():
+                self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+            process.terminate()
+            process.stdout.read()
+        self.assertEqual(status.stat().st_mode & 0o777, 0o600)

@@ -10,7 +10,9 @@ import os
 import re
 import select
 import socket
+import time
 
+from tests.machine import allow_open_files, assert_prompt, stretched
 from tests.stack import PATIENCE, wait_until
 from tests.test_access import TRANSFORMATION, Served, ask
 from tests.test_faults import Faults
@@ -180,7 +182,8 @@ class BadRequests(OneServer):
 
 class ManyClients(Faults):
     def test_a_thousand_callers_wait_while_the_server_goes_on_answering(self):
-        server = self.start("--max-connections", "1100")
+        allow_open_files(self, 2000)
+        server = self.start()
         gated = self.gated()
         bodies = 500 * [json.dumps(gated)]
         code = "def f(a):\n    return a\n"
@@ -197,6 +200,7 @@ class ManyClients(Faults):
                     f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
                 )
                 callers[caller.fileno()] = caller
+            # At the cap of connections that there is by itself.
             wait_until(
                 lambda: (
                     server.log.count("received from a caller") == 501
@@ -204,8 +208,11 @@ class ManyClients(Faults):
                 ),
                 "all are waiting",
             )
-            for _ in range(20):
-                self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+            assert_prompt(
+                self,
+                lambda: {"healthcheck": max(self.healthcheck(server) for _ in range(20))},
+                {"healthcheck": lambda: stretched(1.0, 20)},
+            )
             self.gate.touch()
             poll = select.poll()
             for descriptor in callers:
@@ -221,25 +228,65 @@ class ManyClients(Faults):
             self.assertEqual(good, 1000)
         self.assertEqual(self.runs(), 1)
 
+    def healthcheck(self, server):
+        """Return how many seconds it takes to be answered."""
+        asked = time.monotonic()
+        self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+        return time.monotonic() - asked
+
     def test_beyond_the_cap_connections_wait_to_be_accepted(self):
         server = self.start("--max-connections", "4")
+        gated = self.gated()
         with contextlib.ExitStack() as stack:
-            held = [
-                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-                for _ in range(4)
-            ]
+            held = [self.connect(server, stack) for _ in range(4)]
             for one in held:
-                one.sendall(get())
-                self.assertTrue(one.recv(12).endswith(b"200"))
-            further = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                one.sendall(run(gated))
+            wait_until(lambda: server.log.count("by a caller") == 3, "all are waiting")
+            further = self.connect(server, stack)
             further.sendall(get())
             threads = f"/proc/{server.process.pid}/task"
-            self.assertFalse(select.select([further], [], [], 0.5)[0], "it is not served")
+            self.assertFalse(select.select([further], [], [], 1.5)[0], "it is not served")
             before = len(os.listdir(threads))
             held[0].close()
-            further.settimeout(PATIENCE)
             self.assertTrue(further.recv(12).endswith(b"200"), "now it is")
-            self.assertLessEqual(len(os.listdir(threads)), before)
+            # A thread gives its room back a moment before it has ended.
+            wait_until(lambda: len(os.listdir(threads)) <= before, "its thread is gone")
+            self.gate.touch()
+            for one in held[1:]:
+                self.assertTrue(one.recv(12).endswith(b"200"))
+
+    def test_at_the_cap_the_connection_that_has_been_idle_longest_makes_room(self):
+        server = self.start("--max-connections", "4")
+        gated = self.gated()
+        with contextlib.ExitStack() as stack:
+            busy, *idle = (self.connect(server, stack) for _ in range(4))
+            busy.sendall(run(gated))
+            for one in idle:
+                one.sendall(get())
+                self.assertTrue(one.recv(12).endswith(b"200"))
+            idle[0].sendall(get())  # so that it is not the one that has been idle longest
+            for _ in range(2):
+                begun = time.monotonic()
+                self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
+                self.assertLess(time.monotonic() - begun, 5.0, "long before the idle time is over")
+            self.assertEqual(self.read_to_the_end(idle[1]).count(b"HTTP/1.1"), 0)
+            self.assertFalse(select.select([busy], [], [], 0)[0])
+            self.gate.touch()
+            self.assertTrue(busy.recv(12).endswith(b"200"))
+            idle[2].sendall(get())
+            received = b""
+            while received.count(b"\r\n\r\nOK") < 2:  # the rest of the first answer, and another
+                received += idle[2].recv(65536)
+
+    def connect(self, server, stack):
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+        return stack.enter_context(client)
+
+    def read_to_the_end(self, client):
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        return received
 
 
 del Served, Faults  # they are no tests themselves

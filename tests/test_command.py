@@ -8,9 +8,11 @@ import socket
 import subprocess
 import time
 import unittest
+from unittest import mock
 
 from seamless_jobserver import __version__
-from seamless_jobserver.cli import OPTIONS
+from seamless_jobserver.cli import OPTIONS, _parse
+from seamless_jobserver.options import ENVIRONMENT
 from seamless_jobserver.processtree import ProcessId
 from tests.stack import (
     JOBSERVER,
@@ -127,6 +129,18 @@ class Values(unittest.TestCase):
         for variables, message in BAD_ENVIRONMENT:
             with self.subTest(variables):
                 self.check_refusal(command(env=variables), message)
+
+    def test_a_flag_for_the_port_wins_over_the_other_variable_whatever_that_holds(self):
+        variables = {
+            f"{ENVIRONMENT}PORT": "x",
+            f"{ENVIRONMENT}PORT_RANGE": "9 1",
+        }
+        for arguments, ports in (
+            (["--port", "7000"], range(7000, 7001)),
+            (["--port-range", "7000", "7001"], range(7000, 7002)),
+        ):
+            with self.subTest(arguments), mock.patch.dict(os.environ, variables):
+                self.assertEqual(_parse(arguments)["ports"], ports)
 
     def check_refusal(self, result, message):
         self.assertEqual(result.returncode, 2, result.stderr)

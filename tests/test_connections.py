@@ -1,10 +1,13 @@
 """Connections: framing over a real socket, deadlines, interim answers, and their end."""
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import os
-import resource
+import select
 import socket
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -14,14 +17,17 @@ from seamless_jobserver.server.connection import ClientGone
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
-from tests.stack import wait_until
+from tests.machine import allow_open_files
+from tests.stack import PATIENCE, wait_until
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
 # Sent first -> the status that it gets, or None for a connection that is closed in silence.
 BAD_STARTS = {
     b"GET /\r\n\r\n": 400,
+    b"GET /\r\n": 400,  # HTTP/0.9: nothing more will come
     b"GET / HTTP/1.1\nHost: x\n\n": 400,
+    b"GET / HTTP/1.1\r\nHost: x\n": 400,
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n": 400,  # the start of TLS
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": 505,
     b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n": 414,
@@ -36,9 +42,7 @@ BAD_STARTS = {
 
 class HangingUp(unittest.TestCase):
     def test_it_is_noticed_on_descriptors_of_any_number(self):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        allow_open_files(self, 4096)
         with contextlib.ExitStack() as stack:
             for _ in range(1100):
                 stack.enter_context(open(os.devnull))
@@ -48,6 +52,14 @@ class HangingUp(unittest.TestCase):
                 self.assertFalse(connection._hung_up(ours))
                 theirs.close()
                 self.assertTrue(connection._hung_up(ours))
+
+    def test_it_is_noticed_behind_bytes_that_nobody_has_read(self):
+        ours, theirs = socket.socketpair()
+        with ours:
+            theirs.sendall(b"more")
+            self.assertFalse(connection._hung_up(ours))
+            theirs.close()
+            self.assertTrue(connection._hung_up(ours))
 
 
 class Connections(unittest.TestCase):
@@ -97,6 +109,30 @@ class Connections(unittest.TestCase):
                 self.assertEqual(received.count(b"Content-Length: "), 1)
                 self.assertIn(b"Connection: close\r\n", received)
 
+    def test_an_answer_that_finds_its_client_gone_is_reported(self):
+        unheard, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+        def answer(_head, _body, _waiting):
+            leave.set()
+            left.wait(20)
+            return dataclasses.replace(text_response(200, "done"), unheard=unheard.set)
+
+        self.answer = answer
+        peer = self.connect()
+        peer.sendall(GET)
+        self.assertTrue(leave.wait(20))
+        peer.close()
+        left.set()
+        self.assertTrue(unheard.wait(20))
+
+    def test_an_answer_that_is_taken_is_not_reported(self):
+        unheard = threading.Event()
+        self.answer = lambda *_: dataclasses.replace(text_response(200, "x"), unheard=unheard.set)
+        peer = self.connect()
+        peer.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        self.assertTrue(self.read_all(peer).endswith(b"x"))
+        self.assertFalse(unheard.is_set())
+
     def test_a_body_is_read_in_however_many_pieces_it_comes(self):
         peer = self.connect()
         request = b"POST /p?q HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
@@ -116,6 +152,24 @@ class Connections(unittest.TestCase):
                 peer.sendall(start)
                 self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
 
+    def test_a_request_of_which_something_goes_on_coming_is_cut_off_all_the_same(self):
+        # Beginnings to which any number of these bytes may be added.
+        head = GET[:-2] + b"X: "
+        body = GET[:-2] + b"Content-Length: 1000000\r\n\r\n"
+        with mock.patch.object(connection, "REQUEST_LIMIT", 0.5):
+            for start in (head, body):
+                with self.subTest(start):
+                    peer = self.connect()
+                    peer.sendall(start)
+                    until = time.monotonic() + PATIENCE
+                    sent = 0
+                    while not select.select([peer], [], [], 0.02)[0]:
+                        self.assertLess(time.monotonic(), until, "it is not cut off")
+                        peer.sendall(b"x")
+                        sent += 1
+                    self.assertTrue(self.read_all(peer).startswith(b"HTTP/1.1 408 "))
+                    self.assertGreater(sent, 1)
+
     def test_an_idle_connection_is_closed_after_a_while(self):
         with mock.patch.object(connection, "IDLE_LIMIT", 0.2):
             peer = self.connect()
@@ -128,7 +182,7 @@ class Connections(unittest.TestCase):
         peer.sendall(GET)
         peer.recv(65536)
         (ours,) = self.server._snapshot().values()
-        self.assertTrue(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(ours.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_waiting_clients_that_skip_interim_answers_are_kept_awake(self):
         for agent, expected in (
@@ -137,12 +191,11 @@ class Connections(unittest.TestCase):
             (b"Python-urllib/3.11", False),
             (b"", False),
         ):
-            done = threading.Event()
+            done = concurrent.futures.Future()
 
-            def answer(head, body, waiting, done=done):
-                while not done.wait(min(0.05, waiting())):
-                    continue
-                return text_response(200, "done")
+            def answer(head, body, wait_for, done=done):
+                wait_for(done)
+                return text_response(200, done.result())
 
             self.answer = answer
             with self.subTest(agent), mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05):
@@ -156,7 +209,7 @@ class Connections(unittest.TestCase):
                     with self.assertRaises(TimeoutError):
                         peer.recv(1)
                     peer.settimeout(20)
-                done.set()
+                done.set_result("done")
                 received = b""
                 while not received.endswith(b"done"):
                     received += peer.recv(65536)
@@ -164,12 +217,9 @@ class Connections(unittest.TestCase):
     def test_a_client_that_hangs_up_while_it_waits_is_noticed(self):
         noticed = threading.Event()
 
-        def answer(head, body, waiting):
-            pause = threading.Event()
+        def answer(head, body, wait_for):
             try:
-                while True:
-                    waiting()
-                    pause.wait(0.01)
+                wait_for(concurrent.futures.Future())
             except ClientGone:
                 noticed.set()
                 raise

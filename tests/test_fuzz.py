@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from seamless_jobserver import http1
 from seamless_jobserver.errors import InvalidJSON, InvalidPayload
 from seamless_jobserver.messages import RunRequest
-from seamless_jobserver.server.access import AccessRules, Gate
+from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.connection import ClientGone, Connection, Terms
+from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.payload import parse_run_request
+from seamless_jobserver.server.places import Places
 from seamless_jobserver.server.response import text_response
 from tests.test_access import TRANSFORMATION
 
@@ -124,7 +126,16 @@ def strict_reading(stream):
     return found
 
 
-_TERMS = Terms(Gate(AccessRules(any_user=True)), None, MAX_BODY, lambda: False, lambda: None)
+_TERMS = Terms(
+    Gate(AccessRules(any_user=True)),
+    None,
+    MAX_BODY,
+    lambda: False,
+    lambda kind: None,
+    Places(1),
+    Places(1),
+    Hangups(),
+)
 
 
 def converse(stream, cuts):
@@ -141,7 +152,7 @@ def converse(stream, cuts):
     def serve():
         try:
             with ours:
-                Connection(ours, _TERMS).serve(answer, Activity())
+                Connection(ours, _TERMS, Standing.OWNER).serve(answer, Activity())
         except (OSError, ClientGone):
             pass
         except Exception as error:  # noqa: BLE001 - it is what is looked for

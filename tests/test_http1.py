@@ -51,6 +51,8 @@ BAD_BODY_LENGTHS = {
     (("Content-Length", "1_0"),): 400,
     (("Content-Length", "1 0"),): 400,
     (("Content-Length", "١٢"),): 400,
+    (("Content-Length", "\xa05"),): 400,
+    (("Content-Length", "5\x85"),): 400,
     (("Content-Length", ""),): 400,
     (("Content-Length", "9" * 30),): 400,
     (("Transfer-Encoding", "chunked"),): 501,

@@ -1,13 +1,16 @@
 """The inactivity timeout, on a clock that the test turns, and on the real one."""
 
-import queue
+import socket
 import threading
 import time
 import unittest
 from unittest import mock
 
+from seamless_jobserver.server.access import AccessRules, Gate
+from seamless_jobserver.server.ending import is_unused
+from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
-from seamless_jobserver.server.lifecycle import Reason, drain
+from seamless_jobserver.server.response import text_response
 
 
 class Clock:
@@ -70,38 +73,69 @@ class Activities(unittest.TestCase):
         self.assertEqual(activity.idle_seconds(), 4)
 
 
+class Marks(unittest.TestCase):
+    def test_what_turns_out_to_count_does_so_from_then_on(self):
+        clock = Clock()
+        activity = Activity(clock)
+        clock.now += 10
+        with activity.ongoing() as mark:
+            mark.counts = False
+            self.assertEqual(activity.idle_seconds(), 10)
+            mark.counts = True
+            self.assertEqual(activity.idle_seconds(), 0)
+        self.assertEqual(activity.idle_seconds(), 0)
+        clock.now += 5
+        self.assertEqual(activity.idle_seconds(), 5)
+
+
 class AtTheVeryMoment(unittest.TestCase):
-    """A request comes in when the timer has just expired."""
+    """A connection that was made as the idle timer expired, on a real socket."""
+
+    TIMEOUT = 1000.0
 
     def setUp(self):
-        self.activity = Activity()
-        self.interrupts = queue.SimpleQueue()
-        self.http = mock.Mock()
-        self.reasons = []
-
-    def drain(self):
-        thread = threading.Thread(
-            target=lambda: self.reasons.append(drain(self.http, self.activity, self.interrupts))
+        self.clock = Clock()
+        self.activity = Activity(self.clock)
+        self.server = JobHTTPServer(
+            socket.AF_INET,
+            ("127.0.0.1", 0),
+            lambda *_: text_response(200, "here"),
+            self.activity,
+            gate=Gate(AccessRules()),
+            tls=None,
+            max_connections=10,
+            max_body=1000,
         )
-        thread.start()
-        return thread
+        self.addCleanup(self.server.close, 1.0)
+        self.addCleanup(self.server.stop_accepting)
+        self.server.start()
+        self.clock.now += self.TIMEOUT
 
-    def test_it_is_served_to_its_end_and_nothing_more_is_accepted(self):
-        with self.activity.ongoing():
-            draining = self.drain()
-            draining.join(0.3)
-            self.assertTrue(draining.is_alive())
-            self.http.stop_accepting.assert_called_once()
-        draining.join(20)
-        self.assertEqual(self.reasons, [None])
+    def connect(self):
+        peer = socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
+        self.addCleanup(peer.close)
+        return peer
 
-    def test_a_signal_ends_the_server_all_the_same(self):
-        signaled = Reason("received SIGTERM")
+    def ask(self, peer):
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
+
+    def test_a_request_keeps_the_server_and_all_who_come_later_are_served(self):
+        self.server.suspend()
+        peer = self.connect()  # it is in the backlog, as after the last look
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+        self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
+        self.ask(self.connect())
+
+    def test_a_connection_that_asks_for_nothing_does_not_keep_it(self):
+        self.connect()
+        self.assertTrue(is_unused(self.server, self.activity, self.TIMEOUT))
+
+    def test_what_is_under_way_keeps_it(self):
         with self.activity.ongoing():
-            draining = self.drain()
-            self.interrupts.put(signaled)
-            draining.join(20)
-        self.assertEqual(self.reasons, [signaled])
+            self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+        self.ask(self.connect())
 
 
 class Timers(unittest.TestCase):

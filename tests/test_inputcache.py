@@ -83,6 +83,26 @@ class Keeping(unittest.TestCase):
         self.assertIsNone(cache.get(checksum))
         self.assertEqual(cache.size, 0)
 
+    def test_what_was_kept_before_a_job_is_told_from_what_it_brings_and_drives_out(self):
+        cache = InputCache(100 * KILO)
+        first, second, third = (make(name, size=40 * KILO) for name in "abc")
+        cache.keep(*first)
+        self.assertEqual(cache.earlier, 0)
+        cache.begin_job()
+        kept = cache.size
+        self.assertEqual(cache.earlier, kept)
+        cache.keep(*second)
+        self.assertIsNotNone(cache.get(first[0]))
+        self.assertEqual(cache.earlier, kept)
+        cache.forget(second[0])
+        self.assertEqual(cache.earlier, kept)
+        cache.keep(*second)
+        cache.keep(*third)
+        self.assertIsNone(cache.get(first[0]))
+        self.assertEqual(cache.earlier, 0)
+        cache.begin_job()
+        self.assertEqual(cache.earlier, cache.size)
+
     def test_the_number_of_buffers_is_bounded_too(self):
         cache = InputCache(10**9)
         entries = [make(str(number), size=1) for number in range(MOST + 5)]

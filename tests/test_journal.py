@@ -295,6 +295,25 @@ class Output(unittest.TestCase):
         self.assertTrue(text.startswith("[… 137856 bytes left out …]\n"))
         self.assertEqual(self.output.end_of(self.write(b"\xff!")), "\N{REPLACEMENT CHARACTER}!")
 
+    def test_a_link_in_the_place_of_what_a_job_printed_is_not_followed(self):
+        secret = Path(self.output.directory) / "secret"
+        secret.write_bytes(b"s" * 100_000)
+        path = self.output.new_path()
+        Path(path).symlink_to(secret)
+        self.output.limit(path)
+        self.assertIsNone(self.output.open(path))
+        self.assertEqual(self.output.read(path, 4096), (b"", 0))
+        self.assertEqual(self.output.end_of(path), "")
+        self.output.keep(path)
+        self.assertEqual(secret.read_bytes(), b"s" * 100_000)
+
+    def test_a_directory_in_the_place_of_ours_is_not_read(self):
+        path = self.write(b"ours")
+        moved = Path(f"{self.output.directory}-moved")
+        os.rename(self.output.directory, moved)
+        self.addCleanup(moved.rename, self.output.directory)
+        self.assertEqual(self.output.read(path, 10), (b"ours", 0))
+
 
 class Histograms(unittest.TestCase):
     def test_an_observation_on_a_bound_belongs_below_it(self):

@@ -4,10 +4,15 @@ import gzip
 import hashlib
 import json
 import os
+import subprocess
 import sys
+import unittest
 
-from tests.stack import ROOT, ClientHung, Jobserver, run_client
-from tests.test_running import IDENTITY, MEGABYTE, OnAStore
+import zstandard
+from seamless.checksum.celltypes import celltypes
+
+from tests.stack import JOBSERVER_PYTHON, ROOT, ClientHung, Jobserver, run_client, run_request
+from tests.test_running import IDENTITY, OnAStore
 
 # What `kinds_client` must print for each kind: a value, or a part of an exception's text.
 EXPECTED = {
@@ -26,8 +31,8 @@ EXPECTED = {
     "bash": "6\nmore",
     "bash_with_several_results": {"a.txt": "one\n", "sub/b.txt": "two\n"},
     "deepcell_result_and_input": [3000, 3009],
-    "folder_input": [1500, "leaf 7"],
-    "folder_result_and_deepfolder_input": [300, "300\n"],
+    "folder_input": [2001, "leaf 7\n", "from the client"],
+    "folder_result_and_deepfolder_input": [2000, "leaf 2000\n"],
     "scratch": True,
     "driver": [1, True],
     "local": True,
@@ -39,6 +44,30 @@ EXPECTED = {
     "compiled": 304,
     "compiled_metadata": [64, True],
     "compiled_with_extra_object": 17,
+}
+
+HAS_IPYTHON = not subprocess.run(
+    [JOBSERVER_PYTHON, "-c", "import IPython"], stderr=subprocess.DEVNULL, check=False
+).returncode
+
+
+def gzip_in_two_parts(content):
+    """Compress as ``bgzip`` does, which packs a part of a file at a time."""
+    return gzip.compress(content[:1000]) + gzip.compress(content[1000:])
+
+
+def zstd_without_size(content):
+    """Compress as ``zstd`` does at the end of a pipe."""
+    stream = zstandard.ZstdCompressor().compressobj()
+    return stream.compress(content) + stream.flush()
+
+
+PACKERS = {".gz": gzip.compress, ".zst": zstandard.compress}
+PACKED_FOR_HTTP = {
+    "gzip": (".gz", gzip.compress),
+    "gzip in two parts": (".gz", gzip_in_two_parts),
+    "zstd": (".zst", zstandard.compress),
+    "zstd of unknown size": (".zst", zstd_without_size),
 }
 
 
@@ -132,15 +161,23 @@ del KindsSuite  # it is no test itself
 
 
 class OnTheWire(OnAStore):
-    """Kinds that the client of today does not make, or not in a way that a test can hold."""
+    """Kinds that the client of today does not make, or not in a way that a test can hold.
+
+    Their requests are made here, and sent as HTTP.
+    """
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server = Jobserver(
-            cls.directory / "shared", cls.store.parameters(read_folder=True), workers=1
-        )
-        cls.addClassCleanup(cls.server.stop)
+        cls.server = cls.start_for_all("with-folder", read_folder=True)
+        cls.over_http = cls.start_for_all("without-folder", read_folder=False)
+
+    @classmethod
+    def start_for_all(cls, name, read_folder):
+        parameters = cls.store.parameters(read_folder=read_folder)
+        server = Jobserver(cls.directory / name, parameters, workers=1)
+        cls.addClassCleanup(server.stop)
+        return server
 
     def run_bash(self, code, **formats):
         """Run bash code; each pin is a mode of the file system, a checksum, and a celltype."""
@@ -151,15 +188,57 @@ class OnTheWire(OnAStore):
             name = pin.replace("_", ".")
             transformation[name] = [celltype, None, checksum]
             transformation["__format__"][name] = {"filesystem": {"mode": mode, "optional": False}}
-        digest = hashlib.sha256(json.dumps(transformation).encode()).hexdigest()
-        return self.server.run({**request, "tf_checksum": digest})
+        return self.server.run(run_request(transformation))
+
+    def with_input(self, code, checksum, celltype="bytes", output="plain"):
+        """Return a request that runs code on ``a``, a buffer that is in the store already."""
+        request = self.store.request(code, output=output)
+        transformation = {**request["transformation_dict"], "a": [celltype, None, checksum]}
+        return run_request(transformation)
+
+    def store_packed(self, content, suffix, packed):
+        """Put a buffer into the store as a compressed file, and nothing else; return its checksum."""
+        checksum = hashlib.sha256(content).hexdigest()
+        folder = self.store.buffers / checksum[:2]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{checksum}{suffix}").write_bytes(packed)
+        return checksum
+
+    def downloads(self, checksum):
+        return self.store.log().count(f'"GET /{checksum} HTTP/1.1" 200')
+
+    def check_as_pin_and_result(self, celltype, text):
+        checksum = self.store.put(text.encode())
+        request = self.with_input(IDENTITY, checksum, celltype, output=celltype)
+        self.assertEqual(self.result(self.server.run(request)).decode(), text)
+        code = "def f(a):\n    return [type(a).__name__, a]\n"
+        answer = self.server.run(self.with_input(code, checksum, celltype))
+        self.assertEqual(self.value(answer), ["str", text.rstrip("\n")])
 
     def test_python_and_yaml_pins(self):
         for celltype, text in (("python", "x = 1\n"), ("yaml", "a: 1\n")):
-            request = self.store.request(IDENTITY, output="text", a=1)
-            request["transformation_dict"]["a"] = [celltype, None, self.store.put(text.encode())]
             with self.subTest(celltype):
-                self.assertEqual(self.result(self.server.run(request)).decode(), text)
+                self.check_as_pin_and_result(celltype, text)
+
+    @unittest.skipUnless(HAS_IPYTHON, "no IPython where jobs run")
+    def test_ipython_pins(self):
+        self.check_as_pin_and_result("ipython", "%timeit -n 1 pass\nx = !ls\n")
+
+    def test_every_celltype_of_seamless_has_a_test(self):
+        on_the_wire = {"python", "yaml", "ipython"}
+        self.assertEqual({*EXPECTED["celltypes"], "checksum"} | on_the_wire, set(celltypes))
+
+    def test_a_deepfolder_result_is_stored_and_is_an_input_again(self):
+        code = "def f(n):\n    return {f'x/{i}': b'leaf %d' % i for i in range(n)}\n"
+        request = self.store.request(code, output="deepfolder", n=2000)
+        made = self.over_http.run(request)
+        structure = self.value(made)
+        self.assertEqual(len(structure), 2000)
+        self.assertEqual([leaf for leaf in structure.values() if not self.store.holds(leaf)], [])
+        self.assertEqual(self.store.get(structure["x/1999"]), b"leaf 1999")
+        code = "def f(a):\n    return [len(a), a['x/7'].resolve().content.decode()]\n"
+        again = self.with_input(code, made.json["result_checksum"], "deepfolder")
+        self.assertEqual(self.value(self.over_http.run(again)), [2000, "leaf 7"])
 
     def test_a_file_pin_is_used_in_place(self):
         checksum = self.store.put(b"in a file\n")
@@ -168,19 +247,41 @@ class OnTheWire(OnAStore):
             data_txt=("file", checksum, "bytes"),
         )
         self.assertEqual(self.result(answer), 2 * b"in a file\n")
-        self.assertNotIn(f"GET /{checksum}", self.store.log().replace("GET /has", ""))
+        self.assertEqual(self.downloads(checksum), 0)
 
-    def test_a_compressed_file_is_unpacked_on_the_way(self):
-        content = b"packed\n" * 100
-        checksum = hashlib.sha256(content).hexdigest()
-        folder = self.store.buffers / checksum[:2]
-        folder.mkdir(exist_ok=True)
-        (folder / f"{checksum}.gz").write_bytes(gzip.compress(content))
-        answer = self.run_bash("cat data.txt > RESULT\n", data_txt=("file", checksum, "bytes"))
-        self.assertEqual(self.result(answer), content)
-        request = self.store.request("def f(a):\n    return len(a.content)\n", a=b"x")
-        request["transformation_dict"]["a"][2] = checksum
-        self.assertEqual(self.value(self.server.run(request)), len(content))
+    def test_a_compressed_file_in_the_folder_is_unpacked_for_a_file_pin(self):
+        for suffix, pack in PACKERS.items():
+            with self.subTest(suffix):
+                content = b"in the folder, as %s\n" % suffix.encode() * 100
+                checksum = self.store_packed(content, suffix, pack(content))
+                answer = self.run_bash(
+                    "cat data.txt data.txt > RESULT\n", data_txt=("file", checksum, "bytes")
+                )
+                self.assertEqual(self.result(answer), 2 * content)
+                self.assertEqual(self.downloads(checksum), 0)
+
+    def test_a_compressed_file_in_the_folder_is_used_in_place_under_its_own_ending(self):
+        for suffix, pack in PACKERS.items():
+            with self.subTest(suffix):
+                content = b"in place, as %s\n" % suffix.encode() * 100
+                packed = pack(content)
+                checksum = self.store_packed(content, suffix, packed)
+                name = f"data_txt{suffix.replace('.', '_')}"
+                code = f"test -L data.txt{suffix}; sha256sum < data.txt{suffix} > RESULT\n"
+                answer = self.run_bash(code, **{name: ("file", checksum, "bytes")})
+                digest = self.result(answer).split()[0].decode()
+                self.assertEqual(digest, hashlib.sha256(packed).hexdigest())
+
+    def test_a_compressed_buffer_is_unpacked_on_its_way_over_http(self):
+        length = "def f(a):\n    return len(a.content)\n"
+        for way, server in (("folder", self.server), ("http", self.over_http)):
+            for name, (suffix, pack) in PACKED_FOR_HTTP.items():
+                with self.subTest(f"{name}, {way}"):
+                    content = f"over http, {name}, {way}\n".encode() * 1000
+                    checksum = self.store_packed(content, suffix, pack(content))
+                    answer = server.run(self.with_input(length, checksum))
+                    self.assertEqual(self.value(answer), len(content))
+                    self.assertEqual(self.downloads(checksum), 1)
 
     def test_a_directory_pin_is_used_in_place(self):
         leaves = {"one.txt": self.store.put(b"1\n"), "sub/two.txt": self.store.put(b"2\n")}
@@ -205,22 +306,18 @@ class OnTheWire(OnAStore):
         self.assertIn("dd" * 32, answer.text)
         self.assertNotIn("Traceback", answer.text)
 
-    def test_a_buffer_of_2_gigabytes_comes_in_and_goes_out(self):
-        # Made by one job and read by another, so that the test itself never holds it.
+    def test_a_buffer_of_2_gigabytes_goes_out_and_comes_in_from_the_folder_and_over_http(self):
+        # Made by one job and read by others, so that the test itself never holds it.
         make = "def f(n):\n    return bytes(n)\n"
         request = self.store.request(make, output="bytes", n=2**31 + 17)
         made = self.server.run(request)
         self.assertEqual(made.status, 200, made.text)
-        count = "def f(a):\n    return [len(a.content), a.content[-1]]\n"
-        request = self.store.request(count, output="plain", a=b"x")
-        request["transformation_dict"]["a"][2] = made.json["result_checksum"]
-        self.assertEqual(self.value(self.server.run(request)), [2**31 + 17, 0])
-        for path in self.store.buffers.rglob(made.json["result_checksum"]):
+        checksum = made.json["result_checksum"]
+        for way, server, downloads in (("folder", self.server, 0), ("http", self.over_http, 1)):
+            count = f"def f(a):\n    return [{way!r}, len(a.content), a.content[-1]]\n"
+            with self.subTest(way):
+                answer = server.run(self.with_input(count, checksum))
+                self.assertEqual(self.value(answer), [way, 2**31 + 17, 0])
+                self.assertEqual(self.downloads(checksum), downloads)
+        for path in self.store.buffers.rglob(checksum):
             os.unlink(path)
-
-    def test_a_large_buffer_over_http_too(self):
-        server = self.start()
-        content = os.urandom(300 * MEGABYTE)
-        request = self.store.request(IDENTITY, output="bytes", a=content)
-        answer = server.run(request)
-        self.assertEqual(answer.json["result_checksum"], hashlib.sha256(content).hexdigest())

@@ -1,6 +1,8 @@
 """What a worker lets go of after a job, so that the next thousand cost as much as the first."""
 
+import gc
 import unittest
+import weakref
 
 from seamless_jobserver.transport import import_seamless_remote
 
@@ -10,7 +12,8 @@ import seamless  # noqa: E402
 from seamless.caching import eviction_cost  # noqa: E402
 from seamless.caching.buffer_cache import get_buffer_cache  # noqa: E402
 
-from seamless_jobserver.worker.memory import let_go  # noqa: E402
+from seamless_jobserver.worker import memory  # noqa: E402
+from seamless_jobserver.worker.memory import let_go, settle  # noqa: E402
 
 
 def use(number):
@@ -51,3 +54,46 @@ class LettingGo(unittest.TestCase):
         self.assertNotEqual(noted(), before)
         let_go()
         self.assertEqual(noted(), before)
+
+    def test_what_a_job_leaves_in_cycles_is_gone_however_old_it_has_become(self):
+        class Cycle:
+            pass
+
+        # What happens while the job runs, on top of what happened before it.
+        for name, during in (
+            ("nothing", lambda: None),
+            ("a young collection", lambda: gc.collect(0)),
+            ("a middle collection", lambda: gc.collect(1)),
+            ("a full collection", gc.collect),
+            ("both", lambda: (gc.collect(), gc.collect(1))),
+            ("none at all", gc.disable),
+            ("it is frozen and thawed", lambda: (gc.freeze(), gc.unfreeze())),
+        ):
+            for before in range(3):
+                settle()
+                self.addCleanup(gc.unfreeze)
+                with self.subTest(name, before=before):
+                    for _ in range(before):
+                        let_go()
+                    cycle = Cycle()
+                    cycle.itself = cycle
+                    during()
+                    gone = weakref.ref(cycle)
+                    del cycle
+                    let_go()
+                    self.assertIsNone(gone())
+                gc.enable()
+
+    def test_what_a_later_job_lets_go_of_is_gone_after_some_jobs_more(self):
+        class Cycle:
+            pass
+
+        kept = [Cycle()]
+        kept[0].itself = kept[0]
+        gone = weakref.ref(kept[0])
+        for _ in range(3):
+            let_go()
+        kept.clear()
+        for _ in range(memory._MOST_YOUNG + 1):
+            let_go()
+        self.assertIsNone(gone())

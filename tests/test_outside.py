@@ -3,10 +3,12 @@
 Needs root, and Debian's chromium, openssh-server, openssh-client and iproute2; CI has them.
 """
 
+import base64
 import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -141,7 +143,9 @@ class ABrowser(Faults):
                         if attempt.startswith("read"):
                             self.assertTrue(found.startswith("failed: "), f"{attempt}: {found}")
                     self.assertEqual(server.job_status(checksum), "running")
-            self.assertGreaterEqual(server.log.count("a request was refused"), 6)
+            metrics = server.request("GET", "/metrics").text
+            refused = re.search(r"_refused_total (\d+)\n", metrics)
+            self.assertGreaterEqual(int(refused[1]), 6)
             # A program of the owner can.
             self.assertTrue(server.cancel(checksum)["canceled"])
             answer.result(PATIENCE)
@@ -241,24 +245,42 @@ class AnotherNetwork(Served):
         self.addCleanup(subprocess.run, ["ip", "netns", "del", space], check=True, timeout=PATIENCE)
         fetch = (
             "import sys, urllib.request, urllib.error\n"
-            "try: print(urllib.request.urlopen(sys.argv[1], timeout=20).status)\n"
+            "asked = urllib.request.Request(sys.argv[1])\n"
+            "for word in sys.argv[2:]: asked.add_header('Authorization', word)\n"
+            "try: print(urllib.request.urlopen(asked, timeout=20).status)\n"
             "except urllib.error.HTTPError as error: print(error.code, error.read().decode())\n"
         )
-        for flags, expected in (
+        password = self.directory / "password"
+        password.write_text("open sesame\n")
+        password.chmod(0o600)
+        secret = ("--password-file", str(password))
+        token = base64.b64encode(b"me:open sesame").decode()
+        for flags, expected, *credentials in (
             (("--allow", f"{net}.0/24"), "200"),
+            (secret, "401 401: This jobserver asks for a password"),
+            (secret, "401", "Basic bWU6d3Jvbmc="),
+            (secret, "200", f"Basic {token}"),
+            ((*secret, "--allow", "192.0.2.0/24"), "403", f"Basic {token}"),
             (("--allow", "192.0.2.0/24"), "403 403: This jobserver takes no connections from your"),
             ((), "200"),
         ):
             server = self.start("--host", "0.0.0.0", *flags)
             with self.subTest(flags):
                 answer = subprocess.run(
-                    [*inside, "python3", "-c", fetch, f"http://{net}.1:{server.port}/healthcheck"],
+                    [
+                        *(*inside, "python3", "-c", fetch),
+                        *(f"http://{net}.1:{server.port}/healthcheck", *credentials),
+                    ],
                     capture_output=True,
                     text=True,
                     timeout=PATIENCE,
                     check=True,
                 )
                 self.assertTrue(answer.stdout.startswith(expected), answer.stdout)
+                self.assertEqual(
+                    ask("127.0.0.1", server.port), (200, "OK"), "the owner is asked nothing"
+                )
+                self.assertNotIn("sesame", server.log)
             server.stop()
             shutil.rmtree(server.directory)
 

@@ -1,6 +1,7 @@
 """Run requests: each malformed field is refused, and named."""
 
 import json
+import pickle
 import unittest
 
 from seamless_jobserver.errors import InvalidJSON, InvalidPayload
@@ -129,6 +130,16 @@ class RunRequests(unittest.TestCase):
             with self.assertRaises(InvalidPayload) as caught:
                 parse_run_request(json.dumps(value).encode())
             self.assertLess(len(str(caught.exception)), 300)
+
+    def test_what_is_nested_so_deeply_that_a_worker_could_not_be_sent_it_is_refused(self):
+        whole = json.dumps(payload(tf_dunder={"__meta__": {"deep": 0}}))
+        for depth, fits in ((90, True), (101, False), (600, False), (980, False)):
+            body = whole.replace('"deep": 0', '"deep": ' + depth * "[" + depth * "]").encode()
+            with self.subTest(depth):
+                if fits:
+                    pickle.dumps(parse_run_request(body))
+                else:
+                    self.assertRaises(InvalidJSON, parse_run_request, body)
 
     def test_checksums_are_normalized(self):
         self.assertEqual(parse_checksum(CHECKSUM.upper()), CHECKSUM)

@@ -1,12 +1,14 @@
 """Ending process trees: nobody gets away, and nobody else is hit."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import unittest
+from unittest import mock
 
 from seamless_jobserver import processtree
-from seamless_jobserver.processtree import ProcessId, children, descendants, kill_tree
+from seamless_jobserver.processtree import ProcessId, children, descendants, kill_tree, tree_memory
 from tests.stack import ROOT, temporary_directory, wait_until
 
 # Each prints the pids of what it has started, then stays.
@@ -75,6 +77,106 @@ class Trees(unittest.TestCase):
         process, _ = self.start("sleep 600 & echo $!; wait")
         self.assertEqual(processtree._scanned_children(process.pid), children(process.pid))
         self.assertIn(process.pid, children(os.getpid()))
+
+
+# Each prints a line when it has taken its memory, and stays until it is killed.
+MEGABYTES = {
+    "itself": ("block = b'x' * 200 * 2**20", 200),
+    "three idle forks": ("block = b'x' * 200 * 2**20; forks(3, 0)", 200),
+    "forks with memory of their own": ("block = b'x' * 200 * 2**20; forks(3, 50)", 350),
+    "forks of what their parent has let go of": (
+        "block = b'x' * 200 * 2**20; forks(2, 0); del block",
+        200,
+    ),
+    "forks below a child": (
+        "import os; r, w = os.pipe(); pid = os.fork()\n"
+        "if pid: os.close(w); os.read(r, 1)\n"
+        "else: block = b'x' * 200 * 2**20; forks(3, 50); os.write(w, b'x'); pause()",
+        350,
+    ),
+    "memory that is made to be shared": (
+        "import mmap; m = mmap.mmap(-1, 200 * 2**20); m.write(b'x' * len(m))\n"
+        "forks(3, 0, lambda: m[::4096])",
+        200,
+    ),
+    "a child that is not on its own yet": (
+        "import os, threading, sys, tempfile; block = b'x' * 200 * 2**20\n"
+        "os.mkfifo('fifo')\n"
+        "say()\n"
+        "os.posix_spawn('/bin/true', ['true'], {}, "
+        "file_actions=[(os.POSIX_SPAWN_OPEN, 3, 'fifo', os.O_RDONLY, 0)])",
+        200,
+    ),
+    "another program": (
+        "import subprocess, sys\n"
+        "block = b'x' * 100 * 2**20\n"
+        "child = subprocess.Popen([sys.executable, '-c', "
+        "'b = b\"x\" * 100 * 2**20; print(1, flush=True); input()'],"
+        " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()",
+        200,
+    ),
+}
+FORKS = """
+def pause():
+    import signal
+    while True: signal.pause()
+def say():
+    print("there", flush=True)
+def forks(count, more, use=lambda: None):
+    import os
+    r, w = os.pipe()
+    for _ in range(count):
+        if not os.fork():
+            use()
+            own = b"y" * more * 2**20
+            os.write(w, b"x")
+            pause()
+    while count:
+        count -= len(os.read(r, count))
+"""
+
+
+class Shared(unittest.TestCase):
+    def start(self, code):
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        directory = stack.enter_context(temporary_directory())
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{FORKS}\n{code}\nsay()\npause()"],
+            stdout=subprocess.PIPE,
+            cwd=directory,
+        )
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(kill_tree, ProcessId.of(process.pid))
+        self.assertEqual(process.stdout.readline(), b"there\n")
+        return process.pid
+
+    def test_what_processes_share_counts_once(self):
+        alone = tree_memory(self.start("pass")) / 2**20
+        for name, (code, expected) in MEGABYTES.items():
+            pid = self.start(code)
+            with self.subTest(name):
+                # The child of posix_spawn is there a moment after it was announced, if at all.
+                if "posix_spawn" in code:
+                    wait_until(lambda pid=pid: children(pid), "the child is there")
+                self.assertAlmostEqual(tree_memory(pid) / 2**20, expected + alone, delta=25)
+
+    def test_where_the_kernel_does_not_tell_what_is_shared_all_of_it_counts(self):
+        pid = self.start("block = b'x' * 100 * 2**20; forks(2, 0)")
+        read = processtree._read
+        for answer in (PermissionError, FileNotFoundError, b"1-2 [rollup]\nRss: 5 kB\nPss: 5 kB\n"):
+
+            def older(path, answer=answer):
+                if "smaps_rollup" not in path:
+                    return read(path)
+                if isinstance(answer, bytes):
+                    return answer
+                raise answer(path)
+
+            with self.subTest(answer), mock.patch.object(processtree, "_read", older):
+                self.assertGreater(tree_memory(pid), 300 * 2**20)
 
 
 class Guardian(unittest.TestCase):

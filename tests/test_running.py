@@ -117,15 +117,21 @@ class Results(OnAStore):
         self.assertFalse(self.store.holds(answer.json["result_checksum"]))
 
     def test_concurrent_requests_for_one_transformation_share_one_run(self):
-        trace = self.directory / "trace"
+        trace, gate = self.directory / "trace", self.directory / "trace-gate"
         code = (
-            "def f(path):\n    import time\n    open(path, 'a').write('x')\n"
-            "    time.sleep(1)\n    return 'once'\n"
+            "def f(path):\n    import os, time\n    open(path, 'a').write('x')\n"
+            "    while not os.path.exists(path + '-gate'): time.sleep(0.01)\n    return 'once'\n"
         )
         request = self.store.request(code, path=str(trace))
+        joined = f"{request['tf_checksum'][:12]}: joined by a caller"
         with ThreadPoolExecutor(5) as callers:
-            answers = list(callers.map(lambda _: self.server.run(request), range(5)))
-        self.assertEqual({self.result(answer) for answer in answers}, {b'"once"\n'})
+            answers = [callers.submit(self.server.run, request) for _ in range(5)]
+            try:
+                wait_until(lambda: self.server.log.count(joined) == 4, "all five are there")
+            finally:
+                gate.touch()
+            results = {self.result(answer.result(PATIENCE)) for answer in answers}
+        self.assertEqual(results, {b'"once"\n'})
         self.assertEqual(trace.read_text(), "x")
 
     def test_an_upload_by_somebody_else_that_breaks_off_costs_nothing(self):
@@ -260,6 +266,32 @@ class Failures(OnAStore):
                 text = self.fails(after + f"# {meddling}\n", a=2)
                 self.assertIn("still here 2\n", text)
                 self.assertNotIn("not ended", text)
+
+    def test_a_job_ends_as_it_would_have_whatever_it_leaves_as_its_streams(self):
+        raising = "sys.stdout = type('Tee', (), {{'flush': lambda self: {}}})()"
+        for leaving in (
+            "import dataclasses; Tee = dataclasses.make_dataclass('Tee', ['a']); sys.stdout = Tee(1)",
+            "del sys.stdout, sys.stderr, sys.__stdout__",
+            "sys.stdout = sys.stderr = 5",
+            "sys.stderr = type('Odd', (), {'closed': property(lambda self: 1 // 0)})()",
+            "sys.stdout = open('/dev/full', 'w'); sys.stdout.write('x')",
+            "sys.stdout = sys.stderr = type('Odd', (), {'__getattr__': lambda *a: a[5]})()",
+            raising.format("{}['no']"),
+            raising.format("sys.exit(3)"),
+            raising.format("exec('raise KeyboardInterrupt')"),
+            raising.format("os.close(2) or 1 // 0"),
+            "class Bad(Exception):\n        __str__ = lambda self: 1 // 0\n"
+            "    def fail(self): raise Bad\n"
+            "    sys.stdout = type('Tee', (), {'flush': fail})()",
+        ):
+            with self.subTest(leaving):
+                code = f"def f(a):\n    import os, sys\n    print('said')\n    {leaving}\n"
+                answer = self.server.run(self.store.request(code + "    return a\n", a=7))
+                self.assertEqual(self.value(answer), 7)
+                text = self.fails(code + "    raise KeyError('mine')\n", a=7)
+                self.assertIn("KeyError: 'mine'", text)
+                self.assertIn("said\n", text)
+        self.assertNotIn("unforeseen", self.server.log)
 
     def test_output_that_is_no_text_or_has_no_end_is_shown_as_far_as_it_goes(self):
         text = self.fails(
@@ -425,9 +457,22 @@ class Queue(OnAStore):
 
 class Survival(OnAStore):
     def test_a_running_job_is_activity(self):
-        server = self.start("--timeout", "0.5")
-        code = "def f(a):\n    import time\n    time.sleep(2)\n    return a\n"
-        self.assertEqual(self.value(server.run(self.store.request(code, a=8))), 8)
+        gate = self.directory / "activity"
+        code = (
+            "def f(path):\n    import os, time\n"
+            "    while not os.path.exists(path): time.sleep(0.01)\n    return 8\n"
+        )
+        request = self.store.request(code, path=str(gate))
+        server = self.start("--timeout", "2")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            try:
+                wait_until(lambda: ": received" in server.log, "it has arrived")
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    server.process.wait(3.5)
+            finally:
+                gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 8)
         self.assertEqual(server.process.wait(PATIENCE), 0)
 
     def test_killing_everything_right_after_an_answer_loses_no_result(self):

@@ -33,6 +33,7 @@ class FakeSlot:
         self.runs = []
         self.patience = []
         self.recorded = []
+        self.doomed = None
         self.end = None
 
     def reserve(self):
@@ -49,6 +50,9 @@ class FakeSlot:
 
     def free(self, _retire=None):
         self.busy = False
+
+    def reclaim(self, verdict):
+        self.doomed = verdict
 
     def condemn(self, verdict):
         self.end.set_result(Outcome(Ending.CRASHED, message=verdict))
@@ -140,6 +144,32 @@ class Callers(ServiceCase):
         await self.settle()
         self.assertEqual(self.slots.slots[0].recorded, [])
 
+    async def test_a_result_whose_caller_was_gone_when_it_came_is_recorded_when_a_slot_is_free(
+        self,
+    ):
+        waiting = await self.call(request("1"))
+        for kind in (request("2"), request("3", scratch=True)):
+            await self.service.note_unheard(kind, RESULT)
+        await self.service.note_unheard(request("4"), Outcome(Ending.FAILED, message="why"))
+        await self.settle()
+        self.assertEqual(self.slots.slots[0].recorded, [])
+        self.slots.slots[0].end.set_result(RESULT)
+        await waiting
+        await self.settle()
+        self.assertEqual(self.slots.slots[0].recorded, [("2" * 64, "cd" * 32)])
+        self.assertFalse(self.slots.slots[0].busy)
+
+    async def test_a_job_that_goes_back_to_the_queue_unheard_is_dropped_after_a_while(self):
+        await self.make(slots=2)
+        blocking = await self.call(request("1"))
+        await self.leave(await self.call(request("2")))
+        first, second = self.slots.slots
+        second.end.set_exception(WorkerGone())
+        self.service._dispatch = lambda: None  # no slot comes back
+        await self.until_state(request("2"), State.LOST)
+        first.end.set_result(RESULT)
+        await blocking
+
 
 class Failures(ServiceCase):
     async def test_which_failures_are_remembered(self):
@@ -156,6 +186,15 @@ class Failures(ServiceCase):
                     await self.settle()
                 runs = len(self.slots.slots[0].runs) - before
                 self.assertEqual(runs, 1 if ending in remembered else 2)
+
+    async def test_who_has_joined_a_job_gets_its_failure_again_too(self):
+        first = await self.call(request("1", dunder={"__meta__": {"a": 1}}))
+        joined = request("1", dunder={"__meta__": {"a": 2}}, scratch=True)
+        second = await self.call(joined)
+        self.slots.slots[0].end.set_result(Outcome(Ending.FAILED, message="why"))
+        self.assertEqual((await first).message, (await second).message)
+        self.assertIs((await self.service.run(joined)).ending, Ending.FAILED)
+        self.assertEqual(len(self.slots.slots[0].runs), 1)
 
     async def test_a_failure_is_forgotten_after_its_time(self):
         await self.make(failure_memory=0.01)
@@ -180,6 +219,7 @@ class Failures(ServiceCase):
         table = (
             ((WorkerGone(), WorkerGone(), WorkerGone(), RESULT), Ending.RESULT, 3),
             ((WorkerLost("dead\n"), RESULT), Ending.RESULT, 1),
+            ((WorkerGone(), WorkerLost("dead\n"), WorkerGone(), RESULT), Ending.RESULT, 3),
             ((WorkerLost("dead\n"), WorkerLost("dead\n")), Ending.LOST, 1),
         )
         for number, (fates, ending, retries) in enumerate(table):
@@ -205,6 +245,33 @@ class Failures(ServiceCase):
         self.assertIs(outcome.ending, Ending.LOST)
         self.assertIn("ours", outcome.message)
         self.assertFalse(self.slots.slots[0].busy)
+
+
+class TheLog(ServiceCase):
+    async def test_a_failure_is_a_warning_that_says_what_failed_and_why(self):
+        # How a job ends -> level and text of its last line.
+        for digit, (outcome, level, text) in enumerate(
+            (
+                (RESULT, "INFO", "done (simulate)"),
+                (
+                    Outcome(Ending.FAILED, message="Traceback\n  f()\nValueError: no\n"),
+                    "WARNING",
+                    "failed (simulate): ValueError: no",
+                ),
+                (
+                    Outcome(Ending.CRASHED, message="SIGSEGV\nx\n"),
+                    "WARNING",
+                    "crashed (simulate): SIGSEGV",
+                ),
+            )
+        ):
+            with self.subTest(text), self.assertLogs("seamless_jobserver.server.service") as logs:
+                task = await self.call(request(f"{digit}"))
+                self.slots.slots[0].job_name = "simulate"
+                self.slots.slots[0].end.set_result(outcome)
+                await task
+                self.assertEqual(logs.records[-1].levelname, level)
+                self.assertEqual(logs.records[-1].getMessage(), text)
 
 
 class Refusals(ServiceCase):
@@ -243,6 +310,16 @@ class Cancellation(ServiceCase):
                 await self.settle()
                 self.assertEqual(self.service.journal.under_way, {})
 
+    async def test_a_worker_that_is_reclaimed_is_doomed_at_once(self):
+        await self.make(reclaim_canceled=True)
+        canceled = await self.call(request("1"))
+        (slot,) = self.slots.slots
+        # The job ends in the very turn of the loop in which it is canceled.
+        slot.end.set_result(RESULT)
+        await self.service.cancel("1" * 64)
+        self.assertIsNotNone(slot.doomed)
+        self.assertIs((await canceled).ending, Ending.CANCELED)
+
 
 class Nested(ServiceCase):
     async def test_a_nested_job_never_waits_for_a_slot(self):
@@ -262,12 +339,18 @@ class Nested(ServiceCase):
         ended = []
         await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
         self.slots.slots[0].reserve()
-        number = await self.service.run_nested(request("2"), 7)
-        await self.service.start_hosted(number, "inner")
-        other = asyncio.ensure_future(self.service.run(request("2")))
-        await self.settle()
-        ended[0](7)
-        self.assertIs((await other).ending, Ending.CRASHED)
+        # Why its worker ended -> how a job ends that others wait for.
+        for digit, (verdict, ending) in enumerate(
+            ((None, Ending.CRASHED), ("its job was canceled", Ending.LOST))
+        ):
+            with self.subTest(verdict):
+                one = request(f"{digit}")
+                number = await self.service.run_nested(one, 7)
+                await self.service.start_hosted(number, "inner")
+                other = asyncio.ensure_future(self.service.run(one))
+                await self.settle()
+                ended[0](7, verdict)
+                self.assertIs((await other).ending, ending)
 
     async def test_a_free_slot_is_used(self):
         task = asyncio.ensure_future(self.service.run_nested(request("2"), 1))

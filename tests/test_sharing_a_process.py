@@ -57,6 +57,60 @@ MEDDLING = {
     "meta path": "sys.meta_path.append(None)",
 }
 
+# A library that installs itself when it is imported, as `six` and many others do.
+LIBRARY = """
+import importlib.machinery, logging, sys, types
+__path__ = []
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+class Own(logging.Handler):
+    def emit(self, record):
+        pass
+logging.getLogger(__name__ + ".part").addHandler(Own())
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("installed.late"):
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        return types.ModuleType(spec.name)
+    def exec_module(self, module):
+        module.answer = 42
+sys.meta_path.insert(0, Finder())
+def hook(path):
+    raise ImportError(path)
+sys.path_hooks.append(hook)
+"""
+LIBRARY_REPORT = """
+def f(number):
+    import importlib, logging, sys
+    import installed
+    late = importlib.import_module(f"installed.late{number}")
+    def name(one):
+        return getattr(one, "__qualname__", type(one).__qualname__)
+    return [
+        late.answer,
+        [name(one) for one in sys.meta_path],
+        [name(one) for one in sys.path_hooks],
+        [name(one) for one in logging.getLogger("installed").handlers],
+        [name(one) for one in logging.getLogger("installed.part").handlers],
+        [name(one) for one in logging.getLogger("of.a.job").handlers + logging.root.handlers],
+    ]
+"""
+# What a job does of its own accord to the places where a library installs itself.
+OWN_INSTALLATIONS = (
+    "sys.meta_path.insert(0, type('Mine', (), {'find_spec': lambda *a: None})())",
+    "sys.meta_path.append(type('Mine', (), {'find_spec': classmethod(lambda *a: None)}))",
+    "import importlib.machinery; sys.meta_path.append(importlib.machinery.PathFinder())",
+    "sys.path_hooks.insert(0, lambda path: sys.path_hooks[-1](path))",
+    "import importlib.machinery as m; sys.path_hooks.insert(0, m.FileFinder.path_hook())",
+    "sys.meta_path.clear(); sys.path_hooks.clear()",
+    "sys.meta_path = []; del sys.path_hooks",
+    "logging.getLogger('installed').addHandler(logging.StreamHandler())",
+    "logging.getLogger('installed').addHandler(type('Mine', (logging.NullHandler,), {})())",
+    "logging.getLogger('installed').handlers.clear()",
+    "logging.getLogger('of.a.job').addHandler(logging.NullHandler())",
+    "logging.root.addHandler(logging.NullHandler())",
+)
+
 # What cannot be put back -> the reason for which the worker is retired.
 PAST_MENDING = {
     "threads": (
@@ -113,6 +167,29 @@ class SharedProcess(OnAStore):
                 after = self.report()
                 self.assertNotEqual(after["pid"], before)
 
+    def test_what_a_library_installs_at_its_import_stays_and_what_a_job_installs_goes(self):
+        (self.directory / "library").mkdir()
+        (self.directory / "library" / "installed.py").write_text(LIBRARY)
+        server = self.start(env={"PYTHONPATH": str(self.directory / "library")})
+        numbers = iter(range(100))
+
+        def report():
+            request = self.store.request(LIBRARY_REPORT, output="plain", number=next(numbers))
+            return self.value(server.run(request))
+
+        first = report()
+        self.assertEqual(first[0], 42)
+        self.assertEqual(first[1][0], "Finder")
+        self.assertEqual(first[2][-1], "hook")
+        self.assertEqual(first[3:], [["NullHandler"], ["Own"], []])
+        self.assertEqual(report(), first)
+        for what in OWN_INSTALLATIONS:
+            code = f"def f(a):\n    import logging, sys\n    {what}\n    return a\n"
+            with self.subTest(what):
+                self.assertEqual(server.run(self.store.request(code, a=1)).status, 200)
+                self.assertEqual(report(), first)
+        self.assertNotIn("is replaced", server.log)
+
     def test_a_lowered_hard_limit_retires_the_worker_unless_it_may_be_raised_again(self):
         before = self.report()
         self.meddle("resource.setrlimit(resource.RLIMIT_CORE, (0, 0))")
@@ -148,6 +225,29 @@ class SharedProcess(OnAStore):
             self.assertEqual(self.value(server.run(request)), number + 10)
         request = self.store.request("def f(a):\n    return a\n", output="bytes", a=bytes(10**7))
         self.assertEqual(server.run(request).status, 200)
+        self.assertNotIn("is replaced", server.log)
+
+    def test_a_result_larger_than_a_worker_may_grow_costs_no_worker(self):
+        server = self.start()
+        # No zeros, which would take no memory.
+        code = "def f(n):\n    return b'x' * n\n"
+        request = self.store.request(code, output="bytes", n=600 * 2**20)
+        self.assertEqual(server.run(request).status, 200)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=10))), 11)
+        self.assertNotIn("is replaced", server.log)
+
+    def test_a_result_is_stored_however_few_files_its_job_has_left_itself(self):
+        # With a read folder nothing has been asked of the store before the result is sent.
+        server = self.start(
+            "--store-timeout", "1", parameters=self.store.parameters(read_folder=True)
+        )
+        code = (
+            "def f(a):\n    import resource, seamless\n"
+            "    seamless.Buffer(a, 'mixed')  # imports what making the result needs\n"
+            "    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+            "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))\n    return a\n"
+        )
+        self.assertEqual(self.value(server.run(self.store.request(code, a=12))), 12)
         self.assertNotIn("is replaced", server.log)
 
 
@@ -214,6 +314,38 @@ class Metadata(OnAStore):
         self.burned(answer.json["record_runtime"], used)
         self.small()
 
+    def test_a_child_of_a_nested_job_counts_as_that_job_does_in_its_callers_process(self):
+        burn = self.BURN.format(seconds="1.0").replace("400", "300")
+        bash = f"python3 -S -E -c '{burn}'\necho done > RESULT\n"
+        code = (
+            "def f(bash):\n    from seamless.transformer import direct\n"
+            "    run = direct(bash, language='bash')\n    run.celltypes.a = 'text'\n"
+            "    run.celltypes.result = 'text'\n    return run(a='x')\n"
+        )
+        self.runtime(self.store.request(code, bash=bash))
+        listed = self.server.request("GET", "/jobs?limit=2").json["jobs"]
+        nested, around = sorted(listed, key=lambda job: not job["hosted"])
+        self.assertEqual([job["hosted"] for job in (nested, around)], [True, False])
+        self.assertGreaterEqual(nested["cpu"], 0.95)
+        self.assertLess(nested["cpu"], 2)
+        self.assertAlmostEqual(around["cpu"], nested["cpu"], delta=0.5)
+        self.assertGreaterEqual(nested["memory"], 300e6)
+        self.assertLess(nested["memory"], 500e6)
+        self.small()
+
+    def test_the_inputs_of_earlier_jobs_are_left_out_and_make_room_for_a_jobs_own(self):
+        server = self.start("--cache-size", "250M")
+        code = "def f(data, more):\n    taken = b'x' * more\n    return len(taken) + 0\n"
+        peaks = []
+        for data, more in ((b"1" * 200 * 10**6, 1), (b"1", 1), (b"2" * 200 * 10**6, 300 * 10**6)):
+            answer = server.run(self.store.request(code, data=data, more=more))
+            self.assertEqual(self.value(answer), more)
+            peaks.append(answer.json["record_runtime"]["memory_peak_bytes"])
+        first, small, last = peaks
+        self.assertGreater(first, 200e6)
+        self.assertLess(small, 60e6)
+        self.assertAlmostEqual(last, small + 500e6, delta=50e6)
+
     def test_the_process_is_described(self):
         runtime = self.small()
         code = "def f(a):\n    import os, socket\n    return [os.getpid(), socket.gethostname()]\n"
@@ -233,18 +365,22 @@ class Metadata(OnAStore):
         self.small()
 
 
+# Each nested job leaves the number of its process, and waits until there are so many processes.
 FAN_OUT = """
-def f(n, tag):
+def f(n, tag, place, processes):
     import os
     from seamless.transformer import delayed
 
     @delayed
-    def nap(i, tag):
+    def meet(i, tag, place, processes):
         import os, time
-        time.sleep(0.5)
+        open(os.path.join(place, str(os.getpid())), "w").close()
+        deadline = time.monotonic() + 20
+        while len(os.listdir(place)) < processes and time.monotonic() < deadline:
+            time.sleep(0.01)
         return [i, os.getpid()]
 
-    transformations = [nap(i, tag) for i in range(n)]
+    transformations = [meet(i, tag, place, processes) for i in range(n)]
     for transformation in transformations:
         transformation.start()
     return [transformation.run() for transformation in transformations] + [[-1, os.getpid()]]
@@ -294,13 +430,21 @@ class Nested(OnAStore):
         wait_until(lambda: server.log.count("is ready") == workers, "all workers are ready")
         return server
 
+    def fan_out(self, tag, processes):
+        """Return a request for a job with 8 nested ones, which meet in so many processes."""
+        place = self.directory / f"meeting-{processes}"
+        place.mkdir(exist_ok=True)
+        return self.store.request(
+            FAN_OUT, output="plain", n=8, tag=tag, place=str(place), processes=processes
+        )
+
     def check_not_retired(self, server):
         self.assertNotIn("is replaced", server.log)
         self.assertNotIn("Traceback", server.log)
 
     def test_a_fan_out_uses_the_free_slots_and_its_own_process_for_the_rest(self):
         server = self.ready(4)
-        request = self.store.request(FAN_OUT, output="plain", n=8, tag="four")
+        request = self.fan_out("four", 4)
         result = self.value(server.run(request))
         self.assertEqual([index for index, _ in result], [*range(8), -1])
         self.assertEqual(len({pid for _, pid in result}), 4)
@@ -357,9 +501,7 @@ class Nested(OnAStore):
         from concurrent.futures import ThreadPoolExecutor
 
         server = self.ready(2)
-        requests = [
-            self.store.request(FAN_OUT, output="plain", n=8, tag=f"tag {n}") for n in range(16)
-        ]
+        requests = [self.fan_out(f"tag {n}", 2) for n in range(16)]
         with ThreadPoolExecutor(16) as callers:
             for answer in callers.map(server.run, requests):
                 self.assertEqual([index for index, _ in self.value(answer)], [*range(8), -1])
@@ -374,6 +516,31 @@ class Nested(OnAStore):
                 self.assertEqual(answer.status, 500)
                 self.assertIn("from within", answer.text)
                 self.assertEqual(trace.read_text(), "x")
+
+    def test_a_nested_job_that_raises_what_is_no_exception_fails_and_the_job_around_it_ends(self):
+        without_database = {**self.store.parameters(), "database": []}
+        for workers, parameters in ((1, None), (2, None), (1, without_database)):
+            server = self.start(workers=workers, parameters=parameters)
+            wait_until(lambda s=server, n=workers: s.log.count("is ready") == n, "all are ready")
+            for raising, expected in (
+                ("sys.exit(3)", "sys.exit(3)"),
+                ("raise KeyboardInterrupt('a hand here')", "KeyboardInterrupt: a hand here"),
+                ("import asyncio; raise asyncio.CancelledError('odd')", "CancelledError: odd"),
+            ):
+                code = (
+                    "def f(a):\n    from seamless.transformer import direct\n"
+                    f"    def inner(a):\n        import sys; {raising}\n"
+                    "    return direct(inner)(a)\n"
+                )
+                with self.subTest(raising, workers=workers, database=parameters is None):
+                    answer = server.run(self.store.request(code, a=workers))
+                    self.assertEqual(answer.status, 500)
+                    self.assertIn(expected, answer.text)
+                    self.assertIn("RuntimeError", answer.text)
+            self.assertEqual(
+                self.value(server.run(self.store.request(ADD, a=2, b=workers))), 2 + workers
+            )
+            self.assertNotIn("is replaced", server.log)
 
     def test_a_nested_result_is_found_in_the_database_the_next_time(self):
         server = self.ready(2)

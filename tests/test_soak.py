@@ -8,7 +8,9 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -17,7 +19,15 @@ from pathlib import Path
 
 from seamless_jobserver.processtree import descendants
 from seamless_jobserver.server.journal import HISTORY
-from tests.stack import PATIENCE, Jobserver, Store, run_request, temporary_directory, wait_until
+from tests.stack import (
+    JOBSERVER,
+    PATIENCE,
+    Jobserver,
+    Store,
+    run_request,
+    temporary_directory,
+    wait_until,
+)
 
 SMALL, LARGE, CRASHES, CANCELS = 30_000, 500, 200, 200
 """How many jobs of each kind; `part` of them are run."""
@@ -26,7 +36,11 @@ CODE = {
     "small": "def f(a):\n    return a\n",
     "large": "def f(a):\n    return a.content[::-1]\n",
     "crash": "def f(a):\n    import os\n    os._exit(1)\n",
-    "cancel": "def f(a):\n    import time\n    time.sleep(0.3)\n    return a\n",
+    # It cannot end before it has been canceled: only then is the file made.
+    "cancel": (
+        "def f(a):\n    import os, time\n"
+        "    while not os.path.exists(a): time.sleep(0.005)\n    return a\n"
+    ),
 }
 # How much more there may be at the end than after the first tenth; bytes and numbers.
 GROWTH = {
@@ -38,6 +52,12 @@ GROWTH = {
     "files": 0,
     "shared memory": 0,
 }
+# A mount namespace in which shared memory is the server's alone; the process keeps its id.
+ALONE = """#!/bin/sh
+exec unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@"' {command} "$@"
+"""
+# What Python's multiprocessing makes there, for where it cannot be had alone.
+OF_PYTHON = re.compile(r"(sem\.mp-|psm_)")
 
 
 class Soak:
@@ -48,18 +68,30 @@ class Soak:
         self.store = Store(directory / "store")
         self.temporary = directory / "temporary"
         self.temporary.mkdir()
+        self.gates = directory / "gates"
+        self.gates.mkdir()
+        self.alone = may_be_alone()
         self.server = Jobserver(
             directory / "jobserver",
             self.store.parameters(read_folder=True),
             workers=WORKERS,
             flags=("--cache-size", "16M"),
             env={"TMPDIR": str(self.temporary)},
+            command=self.command(directory / "alone"),
         )
         self.codes = {
             kind: self.put(code.encode(), read_folder=False) for kind, code in CODE.items()
         }
         self.rows = []
         self.done = dict.fromkeys(CODE, 0)
+
+    def command(self, script):
+        """Return what starts the server, where possible with shared memory of its own."""
+        if not self.alone:
+            return None
+        script.write_text(ALONE.format(command=JOBSERVER))
+        script.chmod(0o755)
+        return str(script)
 
     def stop(self):
         self.server.stop()
@@ -75,6 +107,9 @@ class Soak:
         (folder / checksum).write_bytes(content)
         return checksum
 
+    def gate(self, number):
+        return self.gates / str(number)
+
     def request(self, kind, number):
         transformation = {
             "__language__": "python",
@@ -85,7 +120,8 @@ class Soak:
             content = (str(number).encode() + b" ") * (5_000_000 // (len(str(number)) + 1))
             transformation["a"] = ["bytes", None, self.put(content)]
         else:
-            transformation["a"] = ["plain", None, self.put(f"{number}\n".encode())]
+            value = str(self.gate(number)) if kind == "cancel" else number
+            transformation["a"] = ["plain", None, self.put(f"{json.dumps(value)}\n".encode())]
         return run_request(transformation)
 
     def one(self, kind, number):
@@ -96,7 +132,10 @@ class Soak:
             connection.request("GET", "/run-transformation", json.dumps(request))
             if kind == "cancel":
                 checksum = request["tf_checksum"]
-                wait_until(lambda: self.server.cancel(checksum)["canceled"], "it is canceled")
+                try:
+                    wait_until(lambda: self.server.cancel(checksum)["canceled"], "it is canceled")
+                finally:
+                    self.gate(number).touch()
             try:
                 answer = connection.getresponse()
             except TimeoutError:
@@ -156,8 +195,13 @@ class Soak:
             "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
             "processes": len(below),
             "files": len(list(private.iterdir())),
-            "shared memory": len(os.listdir("/dev/shm")),
+            "shared memory": self.shared_memory(),
         }
+
+    def shared_memory(self):
+        if self.alone:
+            return len(os.listdir(f"/proc/{self.server.process.pid}/root/dev/shm"))
+        return sum(map(bool, map(OF_PYTHON.match, os.listdir("/dev/shm"))))
 
     def run(self):
         """Run all of it in tenths, and return what was seen early and at the end.
@@ -168,6 +212,14 @@ class Soak:
             self.batch(tenth / 10, (tenth + 1) / 10)
         full = (row for row in self.rows if sum(row[kind] for kind in CODE) >= HISTORY)
         return next(full, self.rows[0]), self.rows[-1]
+
+
+def may_be_alone():
+    """Whether a mount namespace can be made here; as root it can, unless a sandbox forbids it."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        return False
+    argv = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return not subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode
 
 
 def memory(pid):

@@ -72,6 +72,47 @@ class StatusFiles(unittest.TestCase):
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o640)
         self.assertEqual(os.listdir(self.directory), ["status.json"])
 
+    def test_a_file_that_everybody_can_change_is_not_believed(self):
+        self.write(CONTENT)
+        for mode in (0o666, 0o602, 0o646):
+            os.chmod(self.path, mode)
+            with (
+                self.subTest(oct(mode)),
+                self.assertRaisesRegex(
+                    StartupError, f"changed by everybody: chmod 600 {self.path}"
+                ),
+            ):
+                self.read()
+
+    def test_a_file_that_a_group_can_change_gets_a_warning(self):
+        self.write(CONTENT)
+        os.chmod(self.path, 0o660)
+        with self.assertLogs(statusfile.__name__, "WARNING") as logs:
+            self.read()
+        self.assertIn(f"{self.path} can be changed by group", logs.output[0])
+        os.chmod(self.path, 0o644)
+        with self.assertNoLogs(statusfile.__name__, "WARNING"):
+            self.read()
+
+    def test_what_is_written_has_the_mode_that_was_read_whatever_is_there_since(self):
+        for change in (lambda: os.chmod(self.path, 0o666), self.path.unlink, self.plant_link):
+            self.write(CONTENT)
+            os.chmod(self.path, 0o600)
+            status_file = self.read()
+            before = os.umask(0)
+            self.addCleanup(os.umask, before)
+            change()
+            status_file.write_running(1)
+            os.umask(before)
+            self.assertEqual(self.path.lstat().st_mode, 0o100600)
+            self.assertEqual(json.loads(self.path.read_bytes())["status"], "running")
+
+    def plant_link(self):
+        target = self.directory / "target"
+        target.touch(0o666)
+        self.path.unlink()
+        self.path.symlink_to(target)
+
     def test_a_file_that_appears_late_is_waited_for(self):
         def appear():
             ready = self.directory / "ready"  # whole at once, as the launcher does it

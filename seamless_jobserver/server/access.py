@@ -16,6 +16,7 @@ A refusal says why and what the owner can do, and nothing about this server or i
 """
 
 import base64
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -25,7 +26,7 @@ import os
 import pwd
 import socket
 import ssl
-import stat
+import threading
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,14 @@ from typing import Final
 from seamless_jobserver import http1
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import NESTED_PATH
+from seamless_jobserver.passwordfile import read_password_file
 from seamless_jobserver.server import peer
 
 _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
-_PASSWORD_LIMIT: Final = 4096
+_RESOLVER_LIMIT: Final = 2.0
+"""Seconds for this machine's own name to be looked up before the start goes on without."""
+_FOREIGN_PAGE: Final = "a page of another site"
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +58,14 @@ class Standing(enum.Enum):
 
 
 class Refused(Exception):
-    """A connection or request that is not let in, with the answer that it gets."""
+    """A connection or request that is not let in, with the answer that it gets.
 
-    def __init__(self, text: str, status: int = 403, **fields: str) -> None:
+    `kind` is what may be told of it to others: not who it was.
+    """
+
+    def __init__(self, kind: str, text: str, status: int = 403, **fields: str) -> None:
         super().__init__(text)
+        self.kind = kind
         self.status = status
         self.fields = {name.replace("_", "-"): value for name, value in fields.items()}
 
@@ -67,7 +75,7 @@ class AccessRules:
     """What the command line asks for.
 
     `any_user` switches the check of the user off; `allow` is empty for everybody; `hosts` are
-    names by which browsers may call this server beside its own.
+    names by which browsers may call this server beside its machine's.
     """
 
     any_user: bool = False
@@ -79,12 +87,18 @@ class AccessRules:
 class Gate:
     """Decides. Any thread may ask it."""
 
-    def __init__(self, rules: AccessRules) -> None:
-        """Find out where the kernel tells who owns a socket; once, and say if it does not."""
+    def __init__(self, rules: AccessRules, worker_credentials: str | None = None) -> None:
+        """Find out where the kernel tells who owns a socket; once, and say if it does not.
+
+        `worker_credentials` is what our workers send as ``Authorization``, on paths of their own:
+        the kernel is not asked about them when every user may connect.
+        """
         self._rules = rules
+        self._worker = None if worker_credentials is None else _digest(worker_credentials.encode())
         self._source: peer.Source | None = None
         self._user = os.geteuid()
-        self._hosts = _own_names() | {name.lower() for name in rules.hosts}
+        self._hosts = _own_names()
+        self._hosts.update(name.lower().rstrip(".") for name in rules.hosts)
         self._password = None if rules.password is None else _digest(rules.password)
         if not rules.any_user:
             try:
@@ -99,32 +113,64 @@ class Gate:
     def admit(self, connection: socket.socket) -> Standing:
         """Return what is known of a new connection. Raises `Refused`, or OSError."""
         end = peer.Endpoint.of(connection.getpeername())
-        if peer.is_local(end.address, end.scope):
+        try:
+            local = peer.is_local(end.address, end.scope)
+        except peer.Unknown:
+            raise Refused(
+                "a connection of unknown origin",
+                "403: It cannot be found out at the moment where this connection comes from, so "
+                "it is refused.",
+            ) from None
+        if local:
             if self._rules.any_user:
                 return Standing.ADMITTED
             self._check_user(connection)
             return Standing.OWNER
         if self._rules.allow and not any(end.address in network for network in self._rules.allow):
             raise Refused(
+                "an address that --allow does not name",
                 "403: This jobserver takes no connections from your address. Its owner can allow "
-                "it with --allow."
+                "it with --allow.",
             )
         return Standing.ADMITTED
 
-    def check(self, head: http1.RequestHead, standing: Standing) -> None:
-        """Return when a request may be answered. Raises `Refused`."""
+    def knows(self, standing: Standing) -> bool:
+        """Whether nothing more is asked of a connection than its requests."""
+        return self._password is None or standing is Standing.OWNER
+
+    def check(
+        self, head: http1.RequestHead, standing: Standing, *, lacks_tls: bool = False
+    ) -> None:
+        """Return when a request may be answered. Raises `Refused`.
+
+        `lacks_tls` says that it came in the clear although there is a certificate.
+        """
         self._check_browser(head)
-        if self._password is None or standing is Standing.OWNER:
+        if standing is Standing.OWNER or self._is_worker(head):
             return
-        if head.target.startswith(NESTED_PATH):
-            return  # our own workers, who have a password of their own there
+        if lacks_tls:
+            raise Refused(
+                "a connection without TLS",
+                "426: This jobserver wants TLS: use https.",
+                426,
+                Upgrade="TLS/1.2",
+            )
+        if self._password is None:
+            return
         if not hmac.compare_digest(_given_password(head), self._password):
             raise Refused(
+                "no password or a wrong one",
                 "401: This jobserver asks for a password: put it into the URL, as in "
-                "http://user:password@host:port.",
+                "http://user:password@host:port. The commands check and top take --password-file.",
                 status=401,
                 WWW_Authenticate='Basic realm="seamless-jobserver", charset="UTF-8"',
             )
+
+    def _is_worker(self, head: http1.RequestHead) -> bool:
+        if self._worker is None or not head.target.startswith(NESTED_PATH):
+            return False
+        given = (head.fields.get("Authorization") or "").encode()
+        return hmac.compare_digest(_digest(given), self._worker)
 
     def describe(self, host: str, address: str, port: int) -> str:
         """Return one line on who can reach the server at an address, and as whom they act."""
@@ -132,6 +178,8 @@ class Gate:
         reach = ipaddress.ip_address(address.partition("%")[0])
         if self._rules.any_user:
             local = "every user of this machine"
+            if self._password is not None:
+                local += " who has the password"
         elif self._source is None:
             local = "nobody on this machine"
         else:
@@ -142,7 +190,7 @@ class Gate:
         if self._rules.allow:
             elsewhere = " and ".join(map(str, self._rules.allow))
         if self._password is not None:
-            elsewhere += ", with the password"
+            elsewhere += " and has the password" if not self._rules.allow else ", with the password"
         return (
             f"port {port} of {host} is open to {local}, and to {elsewhere}: they can run code as "
             f"{name}. Narrow it with --host 127.0.0.1, --allow CIDR or --password-file"
@@ -157,20 +205,23 @@ class Gate:
     def _check_user(self, connection: socket.socket) -> None:
         if self._source is None:
             raise Refused(
+                "a local connection of unknown owner",
                 "403: This machine does not tell whose connection this is, so nobody is let in. "
-                "The owner of the jobserver can allow every user with --access any."
+                "The owner of the jobserver can allow every user with --access any.",
             )
         try:
             user = peer.owner(connection, self._source)
         except peer.Unknown:
             raise Refused(
-                "403: The kernel does not say whose connection this is, so it is refused."
+                "a local connection of unknown owner",
+                "403: The kernel does not say whose connection this is, so it is refused.",
             ) from None
         if user != self._user:
             raise Refused(
+                "another user of this machine",
                 f"403: This jobserver runs code as its owner, and serves the owner's processes "
                 f"only; you are user {user}. Its owner can allow every user of this machine with "
-                "--access any."
+                "--access any.",
             )
 
     def _check_browser(self, head: http1.RequestHead) -> None:
@@ -182,19 +233,27 @@ class Gate:
         host = fields.get("Host")
         if host is None or not self._is_ours(host):
             raise Refused(
+                "a browser, by a name that is not ours",
                 "403: This jobserver is not known by that name. Use its address, localhost, or "
-                "the name of its machine; its owner can add a name with --allow-host."
+                "the name of its machine; its owner can add a name with --allow-host.",
             )
         for site in fields.all("Sec-Fetch-Site"):
             if site.strip().lower() not in _OWN_SITES:
-                raise Refused("403: A page of another site may not use this jobserver.")
-        for origin in fields.all("Origin"):
-            parts = urllib.parse.urlsplit(origin.strip())
-            if parts.scheme not in ("http", "https") or parts.netloc.lower() != host.lower():
-                raise Refused("403: A page of another site may not use this jobserver.")
+                raise Refused(
+                    _FOREIGN_PAGE, "403: A page of another site may not use this jobserver."
+                )
+        # Browsers send no Sec-Fetch-Site to an address without TLS, nor Origin with a link.
+        for page in (*fields.all("Origin"), *fields.all("Referer")):
+            if not _is_on(page.strip(), host):
+                raise Refused(
+                    _FOREIGN_PAGE, "403: A page of another site may not use this jobserver."
+                )
 
     def _is_ours(self, host: str) -> bool:
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # such as "["
+            return False
         try:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
@@ -202,26 +261,24 @@ class Gate:
         return True
 
 
-def read_password(path: Path) -> bytes:
-    """Return the password in the file at `path`, without the end of its line.
+def _is_on(page: str, host: str) -> bool:
+    """Whether an origin or the address of a page is on `host`, which includes the port."""
+    try:
+        parts = urllib.parse.urlsplit(page)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
-    Raises `StartupError` when somebody else could read or change it.
+
+def read_password(path: Path) -> bytes:
+    """Return the password in the file at `path`.
+
+    Raises `StartupError` when there is none, or when somebody else could read or change it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            facts = os.fstat(file.fileno())
-            password = file.read(_PASSWORD_LIMIT).rstrip(b"\r\n")
-    except OSError as error:
-        raise StartupError(f"--password-file {path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-        raise StartupError(
-            f"--password-file {path} must be a file of yours that nobody else can read: "
-            f"chmod 600 {path}"
-        )
-    if not password:
-        raise StartupError(f"--password-file {path} is empty")
-    return password
+        return read_password_file(path)
+    except ValueError as error:
+        raise StartupError(f"--password-file {error}") from None
 
 
 def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
@@ -242,12 +299,20 @@ def make_tls(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | No
 
 
 def _own_names() -> set[str]:
+    """Return the names of this machine; the one that the resolver knows may be added later.
+
+    It is asked in a thread, since it can neither be interrupted nor given a limit.
+    """
     name = socket.gethostname().lower()
     names = {"localhost", name, name.partition(".")[0]}
-    try:
-        names.add(socket.getfqdn().lower())
-    except OSError:
-        return names
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # nobody knows another name
+            names.add(socket.getfqdn().lower())
+
+    thread = threading.Thread(target=ask, name="jobserver-own-name", daemon=True)
+    thread.start()
+    thread.join(_RESOLVER_LIMIT)
     return names
 
 

@@ -7,55 +7,68 @@ request handling is used, because it takes what RFC 9112 forbids.
 What keeps a connection honest:
 
 - A body is read whole before its request is answered, so that what follows on the connection is
-  a request and not the rest of a body. Where that is not possible the connection is closed.
+  a request and not the rest of a body. Where that is not possible the connection is closed. The
+  body of a request that is refused (`server.access`) is not read: strangers get no memory of ours.
 - A request has `REQUEST_LIMIT` seconds to arrive in all, however it trickles; an idle connection
-  is closed after `IDLE_LIMIT`.
+  is closed after `IDLE_LIMIT`, or earlier to make room for others (`server.places`).
+- Who has yet to show who they are, by a password or in TLS, have `STRANGER_LIMIT` seconds for that,
+  one of the few places for strangers, and no part in keeping an unused server alive.
 - While a job runs, clients that are known to skip interim responses get ``102 Processing`` now and
   then (RFC 2518 §10.1): it resets their read timeout, which a long job would run into.
-- Who connects is checked before a byte of theirs is read, and each request before it is answered
-  (`server.access`).
+- Who connects is checked before there is a `Connection` (`server.http`), and each request when its
+  head is there.
 - With a certificate, a connection that begins like TLS is TLS. One in the clear is then served only
-  to the owner, as the kernel tells: the launcher, launched clients and our own workers are that.
+  to the owner, as the kernel tells, and to our workers; the launcher and launched clients are that.
 - A head and its body leave in one ``send``, with Nagle's algorithm off.
 """
 
+import concurrent.futures
 import contextlib
-import logging
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email.utils import formatdate
-from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from seamless_jobserver import http1
 from seamless_jobserver.server.access import Gate, Refused, Standing
-from seamless_jobserver.server.idle import Activity
-from seamless_jobserver.server.response import Response, text_response
+from seamless_jobserver.server.hangups import Hangups
+from seamless_jobserver.server.idle import Activity, Mark
+from seamless_jobserver.server.places import Places
+from seamless_jobserver.server.response import (
+    Response,
+    render,
+    render_stream_head,
+    text_response,
+)
 
 REQUEST_LIMIT: Final = 30.0
 """Seconds from the first byte of a request to its last."""
 IDLE_LIMIT: Final = 75.0
 """Seconds that a connection may stay open between requests; clients ask again after 30."""
+STRANGER_LIMIT: Final = 5.0
+"""Seconds for a connection to begin TLS and give the password, where they are asked for."""
 WRITE_LIMIT: Final = 60.0
 """Seconds without progress in writing an answer."""
 PROCESSING_INTERVAL: Final = 20.0
 """Seconds between interim responses; far below any read timeout that makes sense."""
 _HANDSHAKE_LIMIT: Final = 10.0
-_REFUSED_LIMIT: Final = 5.0
-"""Seconds for a client that is not let in to say something, and hear so."""
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of a TLS connection (RFC 8446 §5.1)."""
 _LINGER: Final = 1.0
 _CHUNK: Final = 256 * 1024
+_ROOM_INTERVAL: Final = 0.1
 
-_log = logging.getLogger(__name__)
+_AT_ONCE: Final = 0.05
+"""Seconds within which most answers come."""
 
-Answerer = Callable[[http1.RequestHead, bytes, Callable[[], float]], Response]
-"""Given a request's head, its body, and what to call while it waits; see `Routes.answer`."""
+Answerer = Callable[
+    [http1.RequestHead, bytes, Callable[["concurrent.futures.Future[Any]"], None]], Response
+]
+"""Given a request's head, its body, and what waits for a future; see `Routes.answer`."""
 
 
 class ClientGone(Exception):
@@ -68,78 +81,84 @@ class Terms:
 
     `max_body` is in bytes. It can be small: a transformation names its buffers and does not hold
     them. `closing` says whether connections should end after their present request;
-    `count_refusal` is called for each that the gate does not let in.
+    `note_refusal` is given the kind of each request that the gate does not let in. `places` are
+    those of connections whose client is known, `strangers` those of the others. `hangups` tells
+    of clients that have gone.
     """
 
     gate: Gate
     tls: ssl.SSLContext | None
     max_body: int
     closing: Callable[[], bool]
-    count_refusal: Callable[[], None]
+    note_refusal: Callable[[str], None]
+    places: Places
+    strangers: Places
+    hangups: Hangups
 
 
 class Connection:
-    """One connection, for the whole of its life in one thread."""
+    """One connection that the gate has let in. All but `take_place` is called by its own thread."""
 
-    def __init__(self, connection: socket.socket, terms: Terms) -> None:
+    def __init__(self, connection: socket.socket, terms: Terms, standing: Standing) -> None:
         self.socket = connection
         self._terms = terms
-        self._standing = Standing.ADMITTED
+        self._standing = standing
+        self._known = standing is Standing.OWNER or (
+            terms.tls is None and terms.gate.knows(standing)
+        )
+        self._room = terms.places if self._known else terms.strangers
+        self._stranger_until = time.monotonic() + STRANGER_LIMIT
+        self._stays = True
+        self._clear = False
         self._buffer = bytearray()
         self._processing = b""
         self._next_processing = 0.0
 
-    def enter(self) -> bool:
-        """Find out who connects, and put TLS on where it is wanted; False when it ends here.
-
-        Raises OSError.
-        """
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self._standing = self._terms.gate.admit(self.socket)
-            if self._terms.tls is not None:
-                self._secure(self._terms.tls)
-        except Refused as refusal:
-            _log.info("a connection was refused: %s", refusal)
-            self._terms.count_refusal()
-            self.socket.settimeout(_REFUSED_LIMIT)
-            # A client hears an answer only once it has asked.
-            if self.socket.recv(_CHUNK):
-                self._refuse(refusal, head_only=False)
+    def take_place(self, timeout: float) -> bool:
+        """Take the place that it is to be served in; False when there is none in time."""
+        if not self._room.take(timeout):
             return False
+        if not self._known:
+            self._room.rest(self)  # until it is known; also before its thread has begun
         return True
 
-    def _secure(self, context: ssl.SSLContext) -> None:
-        self.socket.settimeout(IDLE_LIMIT)
-        if self.socket.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
-            self.socket.settimeout(_HANDSHAKE_LIMIT)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-        elif self._standing is not Standing.OWNER:
-            raise Refused("426: This jobserver wants TLS: use https.", 426, Upgrade="TLS/1.2")
+    def leave_place(self) -> None:
+        """Give its place to others, when its socket is closed."""
+        self._room.give_back(self)
 
     def serve(self, answer: Answerer, activity: Activity) -> None:
         """Serve requests until either side has had enough. Raises OSError or `ClientGone`."""
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._terms.tls is not None:
+            self._secure(self._terms.tls)
         while self._await_request():
-            with activity.ongoing() as mark:
+            with contextlib.ExitStack() as request:
+                mark = _begin(request, activity) if self._known else None
                 try:
-                    head, body = self._read_request()
+                    deadline = self._deadline(REQUEST_LIMIT)
+                    head = http1.parse_request_head(self._read_head(deadline))
+                    self._terms.gate.check(head, self._standing, lacks_tls=self._clear)
+                    if mark is None:
+                        self._settle()
+                        mark = _begin(request, activity)
+                        deadline = self._deadline(REQUEST_LIMIT)
+                    body = self._read_body(head, deadline)
                 except http1.MalformedMessage as fault:
-                    refusal = text_response(fault.status, f"{fault.status}: {fault}")
-                    self._write(refusal, keep_alive=False, head_only=False)
-                    self._linger()
+                    self._refuse(text_response(fault.status, f"{fault.status}: {fault}"))
                     return
-                try:
-                    self._terms.gate.check(head, self._standing)
                 except Refused as refusal:
-                    _log.info("a request was refused: %s", refusal)
-                    self._terms.count_refusal()
-                    self._refuse(refusal, head_only=head.method == "HEAD")
+                    self._terms.note_refusal(refusal.kind)
+                    response = text_response(refusal.status, str(refusal), **refusal.fields)
+                    self._refuse(response, head_only=head.method == "HEAD")
                     return
+                mark.counts = True
                 self._prepare_to_wait(head)
-                response = answer(head, body, self._wait)
+                response = answer(head, body, self._wait_for)
                 mark.counts = not response.watching
-                keep_alive = head.keep_alive and not self._terms.closing()
-                if response.stream is None or head.method == "HEAD":
+                keep_alive = head.keep_alive and self._stays and not self._terms.closing()
+                if response.unheard is not None:
+                    self._deliver(response, response.unheard, keep_alive, head.method == "HEAD")
+                elif response.stream is None or head.method == "HEAD":
                     self._write(response, keep_alive, head_only=head.method == "HEAD")
                 else:
                     chunked = head.version >= (1, 1)
@@ -149,24 +168,67 @@ class Connection:
             if not keep_alive:
                 return
 
-    def _refuse(self, refusal: Refused, *, head_only: bool) -> None:
-        response = text_response(refusal.status, str(refusal), **refusal.fields)
+    def _deadline(self, seconds: float) -> float:
+        """Return when something has to be over that may take so long."""
+        deadline = time.monotonic() + seconds
+        return deadline if self._known else min(deadline, self._stranger_until)
+
+    def _await(self, flags: int = 0) -> bytes:
+        """Return what the client sends next, or nothing when that does not come in time."""
+        left = self._deadline(IDLE_LIMIT) - time.monotonic()
+        if left <= 0:
+            return b""
+        self.socket.settimeout(left)
+        if self._known:
+            self._room.rest(self)
+        try:
+            return self.socket.recv(_CHUNK, flags)
+        except TimeoutError:
+            return b""
+        finally:
+            if self._known:
+                self._stays = self._room.wake(self)
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        """Put TLS on, if the client begins it. Raises OSError or `ClientGone`."""
+        beginning = self._await(socket.MSG_PEEK)
+        if not beginning:
+            raise ClientGone("it has sent nothing")
+        if not beginning.startswith(_TLS_HANDSHAKE):
+            self._clear = True
+            return
+        self.socket = context.wrap_socket(
+            self.socket,
+            server_side=True,
+            # It comes when the new socket is in the place of the old, so that it can be cut off.
+            do_handshake_on_connect=False,
+        )
+        self.socket.settimeout(max(0.001, self._deadline(_HANDSHAKE_LIMIT) - time.monotonic()))
+        self.socket.do_handshake()
+        if self._terms.gate.knows(self._standing):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take a place among those who are known, once there is one. Raises `ClientGone`."""
+        self._known = True
+        self._terms.strangers.wake(self)  # it must not be pushed out any more
+        while not self._terms.places.take(_ROOM_INTERVAL):
+            if self._terms.closing() or self._client_gone():
+                raise ClientGone("it did not wait for a place")
+        self._room, strangers = self._terms.places, self._room
+        strangers.give_back(self)
+
+    def _refuse(self, response: Response, *, head_only: bool = False) -> None:
         self._write(response, keep_alive=False, head_only=head_only)
         self._linger()
 
     def _await_request(self) -> bool:
         """Wait for the first byte of a request; False when none will come."""
-        if not self._buffer and not self._terms.closing():
-            self.socket.settimeout(IDLE_LIMIT)
-            try:
-                self._buffer += self.socket.recv(_CHUNK)
-            except TimeoutError:
-                return False
+        if not self._buffer and self._stays and not self._terms.closing():
+            self._buffer += self._await()
         return bool(self._buffer)
 
-    def _read_request(self) -> tuple[http1.RequestHead, bytes]:
-        deadline = time.monotonic() + REQUEST_LIMIT
-        head = http1.parse_request_head(self._read_head(deadline))
+    def _read_body(self, head: http1.RequestHead, deadline: float) -> bytes:
         length = http1.request_body_length(head.fields)
         if length > self._terms.max_body:
             raise http1.MalformedMessage(f"a body of over {self._terms.max_body} bytes", status=413)
@@ -179,7 +241,7 @@ class Connection:
             self._receive(deadline)
         body = bytes(memoryview(self._buffer)[:length])
         del self._buffer[:length]
-        return head, body
+        return body
 
     def _read_head(self, deadline: float) -> bytes:
         searched = 0
@@ -193,11 +255,10 @@ class Connection:
                 block = bytes(memoryview(self._buffer)[:end])
                 del self._buffer[: end + 4]
                 return block
+            http1.check_beginning(self._buffer, searched)
             searched = len(self._buffer)
             if searched > http1.MAX_HEAD:
                 raise http1.MalformedMessage("a head without an end", status=431)
-            if b"\n" in self._buffer and b"\r\n" not in self._buffer:
-                raise http1.MalformedMessage("a line that does not end in CR LF")
             self._receive(deadline)
 
     def _receive(self, deadline: float) -> None:
@@ -224,27 +285,47 @@ class Connection:
         )
         self._next_processing = time.monotonic() + PROCESSING_INTERVAL
 
-    def _wait(self) -> float:
-        """Show the client that its job goes on, and look whether it is still there."""
+    def _wait_for(self, answer: "concurrent.futures.Future[Any]") -> None:
+        """Wait until `answer` is there, and see that the client is too. Raises `ClientGone`."""
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            # Most answers come at once, and need no watching.
+            answer.exception(_AT_ONCE)
+            return
+        news = threading.Event()
+        answer.add_done_callback(lambda _: news.set())
+        with self._terms.hangups.watching(self.socket, news.set):
+            while not answer.done():
+                self._show_progress()
+                news.wait(max(0.0, self._next_processing - time.monotonic()))
+                news.clear()
+
+    def _show_progress(self) -> None:
         now = time.monotonic()
         if now >= self._next_processing:
             if self._processing:
                 self.socket.settimeout(WRITE_LIMIT)
                 self.socket.sendall(self._processing)
             self._next_processing = now + PROCESSING_INTERVAL
-        if self._client_gone() and not self._terms.closing():
+        if self._client_gone():
             raise ClientGone("it closed the connection before its job had ended")
-        return min(1.0, self._next_processing - now)
 
     def _write(self, response: Response, keep_alive: bool, head_only: bool) -> None:
-        fields = {**response.fields, "Date": formatdate(usegmt=True)}
-        fields["Connection"] = "keep-alive" if keep_alive else "close"
-        reason = HTTPStatus(response.status).phrase
-        message = http1.render_response(
-            response.status, reason, fields, response.body, head_only=head_only
-        )
+        message = render(response, keep_alive=keep_alive, head_only=head_only)
         self.socket.settimeout(WRITE_LIMIT)
         self.socket.sendall(message)
+
+    def _deliver(
+        self, response: Response, unheard: Callable[[], object], keep_alive: bool, head_only: bool
+    ) -> None:
+        """Write an answer that matters to others too if this client is not there to hear it."""
+        try:
+            # It may have gone since it was looked for.
+            if self._client_gone():
+                raise ClientGone("it closed the connection just before its job had ended")
+            self._write(response, keep_alive, head_only)
+        except (OSError, ClientGone):
+            unheard()
+            raise
 
     def _stream(
         self, response: Response, parts: Iterator[bytes], keep_alive: bool, chunked: bool
@@ -254,13 +335,8 @@ class Connection:
         To a client of HTTP/1.0 it ends with the connection. An empty part only asks whether the
         client is still there.
         """
-        fields = {**response.fields, "Date": formatdate(usegmt=True)}
-        fields["Connection"] = "keep-alive" if keep_alive else "close"
-        if chunked:
-            fields["Transfer-Encoding"] = "chunked"
-        reason = HTTPStatus(response.status).phrase
         self.socket.settimeout(WRITE_LIMIT)
-        self.socket.sendall(http1.render_head(response.status, reason, fields))
+        self.socket.sendall(render_stream_head(response, keep_alive=keep_alive, chunked=chunked))
         for part in parts:
             if self._terms.closing() or self._client_gone():
                 raise ClientGone("the end of a stream was not waited for")
@@ -288,6 +364,8 @@ class Connection:
                 return
 
     def _client_gone(self) -> bool:
+        if self._terms.closing() or not self._stays:
+            return False  # it is we who have shut down the reading side
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)
         # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
@@ -304,12 +382,23 @@ class Connection:
         return not data
 
 
+def _begin(request: contextlib.ExitStack, activity: Activity) -> Mark:
+    """Note that a request has begun, which does not count until it is known to be a good one."""
+    mark = request.enter_context(activity.ongoing())
+    mark.counts = False
+    return mark
+
+
 def _hung_up(connection: socket.socket) -> bool:
     """Whether the peer has closed its side, without taking any byte that it has sent."""
-    # Not select(), which knows no descriptors above 1023.
+    # Not select(), which knows no descriptors above 1023. And POLLRDHUP (poll(2), Linux) beside
+    # POLLIN: a client may have sent more before it went.
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    if not poll.poll(0):
+    poll.register(connection, select.POLLIN | select.POLLRDHUP)
+    events = dict(poll.poll(0)).get(connection.fileno(), 0)
+    if events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
+        return True
+    if not events:
         return False
     try:
         return not connection.recv(1, socket.MSG_PEEK)

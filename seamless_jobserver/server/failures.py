@@ -29,9 +29,10 @@ class RecentFailures:
         """Remember how a job ended, if that is worth it."""
         loop = asyncio.get_running_loop()
         if outcome.ending in _REMEMBERED:
-            key = job.checksum, job.envelope
-            self._failures[key] = outcome
-            loop.call_later(self._seconds, self._failures.pop, key, None)
+            # Whoever has joined the job repeats its own request, and not the first one.
+            for key in [(job.checksum, envelope) for envelope in job.envelopes]:
+                self._failures[key] = outcome
+                loop.call_later(self._seconds, self._failures.pop, key, None)
         elif outcome.ending is Ending.INPUT_UNDELIVERED:
             self._undelivered.add(job.checksum)
             loop.call_later(self._seconds, self._undelivered.discard, job.checksum)

@@ -1,10 +1,13 @@
 """The listening side: connections in, each served in a thread of its own (`server.connection`).
 
-A `ThreadingHTTPServer` accepts in one thread. So many connections are served at a time; further
-ones wait in the backlog to be accepted.
+A `ThreadingHTTPServer` accepts in one thread. That thread asks the gate about each connection,
+which takes the kernel less than 0.1 ms, and so those who are not let in cost neither a thread nor a
+place (`server.doorstep`). So many connections are served at a time; of further ones that are let
+in, one waits for a place (`server.places`), and the others in the backlog.
 """
 
 import contextlib
+import errno
 import logging
 import resource
 import socket
@@ -15,15 +18,23 @@ from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Final
 
-from seamless_jobserver.server.access import Gate
+from seamless_jobserver.server.access import Gate, Refused
 from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
+from seamless_jobserver.server.doorstep import Doorstep
+from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.places import STRANGERS, Places
+from seamless_jobserver.server.refusals import Refusals
 
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
 _DESCRIPTORS: Final = 256
-"""Open files that the server needs beside those for its connections."""
+"""Open files that the server needs beside those for its connections and its workers."""
+_PER_WORKER: Final = 12
+"""Open files for each worker: pipes and semaphores of its executor, and what it has printed."""
+
+_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = logging.getLogger(__name__)
 
@@ -48,18 +59,29 @@ class JobHTTPServer(ThreadingHTTPServer):
         max_body: int,
     ) -> None:
         """Bind and listen. Raises OSError when the address cannot be had; see `Terms`."""
-        self._terms = Terms(gate, tls, max_body, lambda: self._closing, self._count_refusal)
-        self._room = threading.BoundedSemaphore(max_connections)
+        self._closing = threading.Event()
+        self._refusals = Refusals()
+        self._gate = gate
+        self._hangups = Hangups()
+        self._terms = Terms(
+            gate=gate,
+            tls=tls,
+            max_body=max_body,
+            closing=self._closing.is_set,
+            note_refusal=self._refusals.note,
+            places=Places(max_connections),
+            strangers=Places(STRANGERS, least_idle=0.0, spare=False),
+            hangups=self._hangups,
+        )
+        self._doorstep = Doorstep()
         self.address_family = socket.AddressFamily(family)
         self._answer = answer
         self._activity = activity
-        self._lock = threading.Lock()  # over the three below
-        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._lock = threading.Lock()  # over the two below
+        self._connections: dict[threading.Thread, Connection] = {}
         self._accepted = 0
-        self._refused = 0
-        self._closing = False
         self._acceptor: threading.Thread | None = None
-        super().__init__(address, Connection)  # type: ignore[arg-type]
+        super().__init__(address, Connection)  # type: ignore[arg-type] # it makes none itself
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
@@ -81,12 +103,12 @@ class JobHTTPServer(ThreadingHTTPServer):
     def counts(self) -> tuple[int, int, int]:
         """How many connections there are now, and have been, and how often one was refused."""
         with self._lock:
-            return len(self._connections), self._accepted, self._refused
+            return len(self._connections), self._accepted, self._refusals.total
 
     @property
     def closing(self) -> bool:
         """Whether connections should end after their present request."""
-        return self._closing
+        return self._closing.is_set()
 
     def start(self) -> None:
         """Accept connections from now on, in a thread."""
@@ -95,12 +117,27 @@ class JobHTTPServer(ThreadingHTTPServer):
         )
         self._acceptor.start()
 
+    def suspend(self) -> None:
+        """Accept what has come so far and nothing more, until `start` is called again."""
+        self._stop_acceptor()
+        self.accept_waiting()
+
+    def accept_waiting(self) -> int:
+        """Accept the connections that wait in the backlog, while `suspend`ed; return how many."""
+        before = self.counts[1]
+        self.timeout = 0  # for `handle_request`, which then accepts one that is there, or none
+        for _ in range(BACKLOG):
+            accepted = self.counts[1]
+            self.handle_request()
+            if self.counts[1] == accepted:
+                break
+        return self.counts[1] - before
+
     def stop_accepting(self) -> None:
         """Close the listening socket; connections that are open go on."""
-        self._closing = True
-        if self._acceptor is not None:
-            self.shutdown()
-            self._acceptor.join()
+        self._closing.set()
+        self._stop_acceptor()
+        self._doorstep.close()
         self.server_close()
 
     def close(self, timeout: float) -> int:
@@ -109,74 +146,107 @@ class JobHTTPServer(ThreadingHTTPServer):
         Returns how many threads are left after that.
         """
         deadline = time.monotonic() + timeout
-        for connection in self._snapshot().values():
-            # Wakes a thread that waits for a request, and lets one that writes go on.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
+        # Wakes a thread that waits for a request, and lets one that writes go on.
+        self._shut_down(socket.SHUT_RD)
         self._join(deadline)
-        for connection in self._snapshot().values():
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self._shut_down(socket.SHUT_RDWR)
         self._join(time.monotonic() + 1.0)
+        self._hangups.close(1.0)
         return len(self._snapshot())
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection once there is room for it (socketserver.BaseServer).
-
-        Refusing would be worse: clients repeat what is refused, at once. What is not accepted
-        waits in the backlog. Raises OSError, which the base class takes for "none this time".
-        """
-        if not self._room.acquire(timeout=_ROOM_INTERVAL):
-            raise OSError("no room for another connection")
+        """Accept a connection. Raises OSError, which the base class takes for "none this time"."""
         try:
             return super().get_request()
-        except BaseException:
-            self._room.release()
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                # It is still in the backlog, so that the next try would come, and fail, at once.
+                self._closing.wait(_ROOM_INTERVAL)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a new connection in a thread of its own (socketserver.BaseServer)."""
+        """Ask the gate about a new connection, and have it served (socketserver.BaseServer)."""
+        with self._lock:
+            self._accepted += 1
+        try:
+            connection = Connection(request, self._terms, self._gate.admit(request))
+        except Refused as refusal:
+            self._refusals.note(refusal.kind)
+            self._doorstep.turn_away(request, refusal)
+        except OSError as error:
+            _log.debug("connection lost: %s", error)
+            self.shutdown_request(request)
+        else:
+            if self._find_place(connection):
+                self._start_thread(connection, client_address[1])
+            else:
+                self.shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Do what has to be done now and then (socketserver.BaseServer)."""
+        self._doorstep.attend()
+        self._refusals.report()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - inherited
+        """Report an error of ours in the thread that accepts (socketserver.BaseServer)."""
+        _log.exception("a connection could not be served because of an error of ours")
+
+    def _find_place(self, connection: Connection) -> bool:
+        """Wait until there is a place; False when the server ends before.
+
+        Refusing would be worse: clients repeat what is refused, at once.
+        """
+        while not connection.take_place(_ROOM_INTERVAL):
+            if self._closing.is_set():
+                return False
+            self.service_actions()
+        return True
+
+    def _start_thread(self, connection: Connection, port: int) -> None:
         thread = threading.Thread(
             target=self._serve_connection,
-            args=(request,),
-            name=f"jobserver-connection-{client_address[1]}",
+            args=(connection,),
+            name=f"jobserver-connection-{port}",
             daemon=True,
         )
         with self._lock:
-            self._connections[thread] = request
-            self._accepted += 1
+            self._connections[thread] = connection
         try:
             thread.start()
         except RuntimeError:
             _log.error("no thread could be started for a connection: is a process limit reached?")
-            with self._lock:
-                del self._connections[thread]
-            self.shutdown_request(request)
-            self._room.release()
+            self._forget(thread, connection)
 
-    def _serve_connection(self, connection: socket.socket) -> None:
+    def _serve_connection(self, connection: Connection) -> None:
         try:
-            served = Connection(connection, self._terms)
-            if served.enter():
-                connection = served.socket
-                with self._lock:
-                    self._connections[threading.current_thread()] = connection
-                served.serve(self._answer, self._activity)
+            connection.serve(self._answer, self._activity)
         except (OSError, ClientGone) as error:
             _log.debug("connection lost: %s", error)
         except Exception:  # noqa: BLE001 - one bad connection must not go unreported, or end us
             _log.exception("a connection ended by an error of ours")
         finally:
-            self.shutdown_request(connection)
-            with self._lock:
-                self._connections.pop(threading.current_thread(), None)
-            self._room.release()
+            self._forget(threading.current_thread(), connection)
 
-    def _count_refusal(self) -> None:
+    def _stop_acceptor(self) -> None:
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None:
+            self.shutdown()
+            acceptor.join()
+
+    def _forget(self, thread: threading.Thread, connection: Connection) -> None:
+        # In this order: whoever gets the place may count on the descriptor too.
+        self.shutdown_request(connection.socket)
         with self._lock:
-            self._refused += 1
+            self._connections.pop(thread, None)
+        connection.leave_place()
 
-    def _snapshot(self) -> dict[threading.Thread, socket.socket]:
+    def _shut_down(self, how: int) -> None:
+        for connection in self._snapshot().values():
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own, which would have an answer go out in the clear.
+                socket.socket.shutdown(connection.socket, how)
+
+    def _snapshot(self) -> dict[threading.Thread, Connection]:
         with self._lock:
             return dict(self._connections)
 
@@ -185,10 +255,14 @@ class JobHTTPServer(ThreadingHTTPServer):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def allow_connections(count: int) -> int:
-    """Raise the limit on open files for `count` connections; return what it was before."""
+def allow_connections(count: int, workers: int) -> int:
+    """Raise the limit on open files for `count` connections and the workers.
+
+    Returns what it was before.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _DESCRIPTORS
+    others = _DESCRIPTORS + _PER_WORKER * workers
+    wanted = count + others
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
@@ -198,6 +272,6 @@ def allow_connections(count: int) -> int:
                 "--max-connections %d",
                 allowed,
                 count,
-                max(1, allowed - _DESCRIPTORS),
+                max(1, allowed - others),
             )
     return soft

@@ -21,22 +21,25 @@ _UNCERTAIN: Final = 1.0
 
 
 class Mark:
-    """Whether something counts as activity: a page that is left open in a browser does not."""
+    """Whether something counts as activity: a page that is left open in a browser does not.
 
-    def __init__(self, discount: Callable[[], None]) -> None:
-        self._discount = discount
+    As long as it does not, it is not even under way.
+    """
+
+    def __init__(self, change: Callable[[int], None]) -> None:
+        self._change = change
         self._counts = True
 
     @property
     def counts(self) -> bool:
-        """Once it is False, what is marked is not even under way any more."""
+        """Whether it counts; may be set more than once, while it is under way."""
         return self._counts
 
     @counts.setter
     def counts(self, counts: bool) -> None:
-        if self._counts and not counts:
-            self._counts = False
-            self._discount()
+        if self._counts != counts:
+            self._counts = counts
+            self._change(1 if counts else -1)
 
 
 class Activity:
@@ -54,7 +57,7 @@ class Activity:
 
         The clock starts anew at its end, unless it only watched.
         """
-        mark = Mark(lambda: self._change(-1))
+        mark = Mark(self._change)
         self._change(1)
         try:
             yield mark

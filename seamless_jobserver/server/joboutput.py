@@ -12,6 +12,7 @@ a file system that cannot do that the file is cut down when the job has ended.
 """
 
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -35,6 +36,8 @@ _WHILE_RUNNING: Final = 4 * KEPT
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x03
 """linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
 _BLOCK: Final = 4096
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.EBADF})
+"""What opening a file says that is not there, or is a link, or when the directory has gone."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class JobOutput:
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
+        self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()  # over the two below, and the files that they are about
@@ -76,7 +80,7 @@ class JobOutput:
     def limit(self, path: str) -> None:
         """Give back the beginning of the file at `path` if its job has printed very much."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self._open(path, os.O_RDWR)
         except OSError:
             return  # the job has not begun, or has ended
         try:
@@ -92,13 +96,13 @@ class JobOutput:
         An empty file is removed, and so are the oldest ones when there is too much.
         """
         try:
-            size = os.stat(path).st_size
+            size = os.lstat(path).st_size
             if not size:
                 os.unlink(path)
                 return 0
             if size > KEPT:
                 with self._lock:
-                    _cut(path, size)
+                    self._cut_down(path)
                     self._cut[path] = size - KEPT
         except FileNotFoundError:
             return 0  # a job that never began has no file
@@ -128,9 +132,11 @@ class JobOutput:
         Any thread may call it.
         """
         try:
-            return open(path, "rb")
-        except FileNotFoundError:
-            return None
+            return open(path, "rb", opener=self._open)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
 
     def piece(self, path: str, start: int | None, most: int) -> Piece:
         """Return what there is from the byte `start` on, of more than `most` bytes the last ones.
@@ -139,9 +145,8 @@ class JobOutput:
         """
         with self._lock:
             cut = self._cut.get(path, 0)
-            try:
-                file = open(path, "rb")  # noqa: SIM115 - it is read outside the lock
-            except FileNotFoundError:
+            file = self.open(path)  # it is read outside the lock
+            if file is None:
                 total = self._pushed_out.get(path, 0)
                 return Piece(b"", total, total)
         with file:
@@ -165,17 +170,20 @@ class JobOutput:
 
         Any thread may call it. A file that is not there any more is as good as empty.
         """
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                start = max(0, size - most)
-                file.seek(start)
-                return file.read(most), start
-        except FileNotFoundError:
+        file = self.open(path)
+        if file is None:
             return b"", 0
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size - most)
+            file.seek(start)
+            return file.read(most), start
 
     def close(self) -> None:
         """Remove the directory with all that is in it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _drop(self, path: str) -> None:
@@ -187,6 +195,19 @@ class JobOutput:
             while len(self._pushed_out) > _REMEMBERED:
                 self._pushed_out.popitem(last=False)
 
+    def _cut_down(self, path: str) -> None:
+        """Leave the last `KEPT` bytes in the file at `path`."""
+        content, _ = self.read(path, KEPT)
+        temporary = f"{path}.end"
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(content)
+        os.replace(temporary, path)
+
+    def _open(self, path: str, flags: int) -> int:
+        # A job can put a link in the place of its file, and what the server reads, others may see.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(os.path.basename(path), flags, dir_fd=self._descriptor)
+
     def _give_back(self, descriptor: int, length: int) -> None:
         done = self._libc.fallocate(
             descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(length)
@@ -194,17 +215,6 @@ class JobOutput:
         if done != 0:
             reason = os.strerror(ctypes.get_errno())
             _log.debug("the output of a running job cannot be cut down: %s", reason)
-
-
-def _cut(path: str, size: int) -> None:
-    """Leave the last `KEPT` of `size` bytes in the file at `path`."""
-    with open(path, "rb") as file:
-        file.seek(size - KEPT)
-        content = file.read(KEPT)
-    temporary = f"{path}.end"
-    with open(temporary, "wb", opener=_private) as file:
-        file.write(content)
-    os.replace(temporary, path)
 
 
 def _private(path: str, flags: int) -> int:

@@ -26,7 +26,7 @@ import enum
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from seamless_jobserver.errors import EnvelopeConflict
@@ -86,9 +86,10 @@ class IllegalMove(Exception):
 class Job:
     """One execution. `number` counts from 1 and is never used again; `outcome` comes at the end.
 
-    `retries` counts how often it went back to the queue, `waiters` the callers that wait for it
-    now. `nested` says that only other jobs have asked for it, and `host` is the number of the slot
-    in whose process it is hosted, if it is.
+    `retries` counts how often it went back to the queue, and `losses` how often because its worker
+    had ended under it; `waiters` the callers that wait for it now. `envelopes` are those of all who
+    have asked for it, its own first. `nested` says that only other jobs have asked for it, and
+    `host` is the number of the slot in whose process it is hosted, if it is.
     """
 
     number: int
@@ -98,7 +99,9 @@ class Job:
     host: int | None = None
     state: State = State.QUEUED
     retries: int = 0
+    losses: int = 0
     waiters: int = 0
+    envelopes: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
 
     @property
@@ -136,6 +139,8 @@ class JobTable:
                 continue
             if request.scratch or not job.request.scratch:
                 job.nested = job.nested and nested
+                if own not in job.envelopes:
+                    job.envelopes.append(own)
                 return job, False
         job = self._add(Job(0, request, own, nested=nested))
         self._queue[job.number] = job
@@ -198,6 +203,7 @@ class JobTable:
     def _add(self, job: Job) -> Job:
         self._count += 1
         job.number = self._count
+        job.envelopes.append(job.envelope)
         self._active.setdefault(job.checksum, []).append(job)
         return job
 

@@ -284,7 +284,7 @@ def describe(
         "cpu": None if user is None or system is None else round(user + system, 6),
         "memory": runtime.get("memory_peak_bytes"),
         "result": None if outcome is None else outcome.result_checksum,
-        "problem": None if outcome is None else _problem(outcome),
+        "problem": None if outcome is None else problem_of(outcome),
         "scratch": job.request.scratch,
     }
 
@@ -298,7 +298,7 @@ def pins(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def _problem(outcome: Outcome) -> str | None:
+def problem_of(outcome: Outcome) -> str | None:
     """Return the line of a failure's message that says most."""
     lines = [line for line in outcome.message.splitlines() if line.strip()]
     if not lines or outcome.ending is Ending.CANCELED:

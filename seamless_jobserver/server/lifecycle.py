@@ -3,16 +3,10 @@
 The main thread does this and nothing else. It makes the parts, then waits for a reason to end:
 a signal, the idle timer, or workers that cannot be started. All three only put a word into a
 queue (`queue.SimpleQueue`, which a signal handler may use at any point), so that everything that
-happens at the end happens here, in one order and against one deadline:
-
-    stop accepting -> refuse new jobs and drop the queued -> give the running a grace
-    -> kill what is left -> let the answers go out -> close the loop -> the last word in the log
-
-A second signal cuts the grace short.
+happens at the end happens here, in the order of `server.ending`.
 """
 
 import base64
-import concurrent.futures
 import errno
 import functools
 import importlib.util
@@ -23,7 +17,6 @@ import secrets
 import signal
 import ssl
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,7 +25,7 @@ from types import FrameType
 from typing import Final
 
 from seamless_jobserver import processtree
-from seamless_jobserver.errors import ShuttingDown, StartupError, WorkersUnavailable
+from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import WorkerProgram, WorkerSettings
 from seamless_jobserver.server.access import (
     AccessRules,
@@ -44,6 +37,14 @@ from seamless_jobserver.server.access import (
 )
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.connection import Answerer
+from seamless_jobserver.server.ending import (
+    CLOSING,
+    Interrupts,
+    Reason,
+    await_reason,
+    end,
+    is_unused,
+)
 from seamless_jobserver.server.guardian import Guardian
 from seamless_jobserver.server.http import JobHTTPServer, allow_connections
 from seamless_jobserver.server.idle import Activity, IdleTimer
@@ -55,8 +56,6 @@ from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
 
-_CLOSING: Final = 5.0
-_DRAIN_INTERVAL: Final = 0.1
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PACKAGES: Final = {
     "seamless": "seamless-core",
@@ -98,18 +97,9 @@ class Settings:
     keyfile: Path | None
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why the server ends: in words, whether that is a failure, and whether nobody uses it."""
-
-    text: str
-    failure: bool = False
-    idle: bool = False
-
-
 def run(settings: Settings, program: WorkerProgram) -> int:
     """Run a jobserver until something ends it; return the exit code: 0, or 1 after a failure."""
-    interrupts: queue.SimpleQueue[Reason] = queue.SimpleQueue()
+    interrupts: Interrupts = queue.SimpleQueue()
     with _signals_into(interrupts):
         try:
             status_file = None
@@ -146,7 +136,7 @@ def _serve(
     settings: Settings,
     program: WorkerProgram,
     status_file: StatusFile | None,
-    interrupts: "queue.SimpleQueue[Reason]",
+    interrupts: Interrupts,
 ) -> Reason:
     """Start, serve, and end in order; return why it ended. Raises `StartupError`."""
     _check_packages()
@@ -155,7 +145,7 @@ def _serve(
     activity = Activity()
     with ExitStack() as stack:
         bridge = Bridge()
-        stack.callback(bridge.close, _CLOSING)
+        stack.callback(bridge.close, CLOSING)
         output = JobOutput()
         stack.callback(output.close)
         policy = Policy(
@@ -168,8 +158,8 @@ def _serve(
         password = secrets.token_urlsafe(32)
         credentials = "Basic " + base64.b64encode(f"worker:{password}".encode()).decode()
         routes = Routes(service, bridge, credentials)
-        open_files = allow_connections(settings.max_connections)
-        gate = Gate(_access_rules(settings))
+        open_files = allow_connections(settings.max_connections, settings.workers)
+        gate = Gate(_access_rules(settings), credentials)
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
         stack.callback(http.stop_accepting)
@@ -183,7 +173,7 @@ def _serve(
         log_access(facts.access, facts.exposed)
         processtree.become_subreaper()
         guardian = Guardian(output.directory)
-        stack.callback(guardian.close, _CLOSING)
+        stack.callback(guardian.close, CLOSING)
         make_slots = functools.partial(
             _make_slots,
             settings,
@@ -202,43 +192,30 @@ def _serve(
             output,
             interrupts,
         )
-        bridge.submit(service.start(make_slots)).result(_CLOSING)
-        if settings.timeout is not None:
-            expired = Reason(f"no activity for {settings.timeout:g} s", idle=True)
-            timer = IdleTimer(settings.timeout, activity, lambda: interrupts.put(expired))
-            timer.start()
-            stack.callback(timer.close)
-        reason = _await_reason(interrupts)
-        if reason.idle:
-            reason = drain(http, activity, interrupts) or reason
+        bridge.submit(service.start(make_slots)).result(CLOSING)
+        reason = _await_end(http, activity, interrupts, settings.timeout)
         _log.info("ending: %s", reason.text)
-        _end(http, bridge, service, interrupts, reason, settings.grace)
+        end(http, bridge, service, interrupts, reason, settings.grace)
     _log.info("ended")
     return reason
 
 
-def _await_reason(interrupts: "queue.SimpleQueue[Reason]") -> Reason:
+def _await_end(
+    http: JobHTTPServer, activity: Activity, interrupts: Interrupts, timeout: float | None
+) -> Reason:
+    """Return why the server ends, once something ends it for good."""
+    if timeout is None:
+        return await_reason(interrupts)
+    expired = Reason(f"no activity for {timeout:g} s", idle=True)
     while True:
+        timer = IdleTimer(timeout, activity, lambda: interrupts.put(expired))
+        timer.start()
         try:
-            return interrupts.get(timeout=3600)
-        except queue.Empty:
-            continue
-
-
-def drain(
-    http: JobHTTPServer, activity: Activity, interrupts: "queue.SimpleQueue[Reason]"
-) -> Reason | None:
-    """Serve to its end what came in at the very moment at which the idle timer expired.
-
-    Returns another reason to end, if one comes meanwhile.
-    """
-    http.stop_accepting()
-    while not activity.idle_seconds():
-        try:
-            return interrupts.get(timeout=_DRAIN_INTERVAL)
-        except queue.Empty:
-            continue
-    return None
+            reason = await_reason(interrupts)
+        finally:
+            timer.close()
+        if not reason.idle or is_unused(http, activity, timeout):
+            return reason
 
 
 def _access_rules(settings: Settings) -> AccessRules:
@@ -246,7 +223,7 @@ def _access_rules(settings: Settings) -> AccessRules:
     return AccessRules(
         any_user=settings.access == "any",
         allow=settings.allow,
-        hosts=settings.allow_host,
+        hosts=(*settings.allow_host, settings.host),
         password=password,
     )
 
@@ -269,9 +246,9 @@ def _make_slots(
     worker_settings: WorkerSettings,
     guardian: Guardian,
     output: JobOutput,
-    interrupts: "queue.SimpleQueue[Reason]",
+    interrupts: Interrupts,
     freed: Callable[[], None],
-    buried: Callable[[int], None],
+    buried: Callable[[int, str | None], None],
 ) -> Slots:
     def exhausted(cause: str) -> None:
         interrupts.put(Reason(f"no worker can be started: {cause}", failure=True))
@@ -289,41 +266,8 @@ def _make_slots(
     )
 
 
-def _end(
-    http: JobHTTPServer,
-    bridge: Bridge,
-    service: Service,
-    interrupts: "queue.SimpleQueue[Reason]",
-    reason: Reason,
-    grace: float,
-) -> None:
-    http.stop_accepting()
-    refusal = WorkersUnavailable(reason.text) if reason.failure else ShuttingDown()
-    bridge.submit(service.refuse(refusal)).result(_CLOSING)
-    ending = bridge.submit(service.close(grace))
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline:
-        try:
-            ending.result(timeout=0.05)
-            break
-        except concurrent.futures.TimeoutError:
-            try:
-                second = interrupts.get_nowait()
-            except queue.Empty:
-                continue
-            _log.warning("ending now: %s", second.text)
-            ending.cancel()
-            break
-    if not ending.done() or ending.cancelled():
-        ending = bridge.submit(service.close(0.0))
-    ending.result(_CLOSING)
-    left = http.close(_CLOSING)
-    if left:
-        _log.warning("%d connections did not take their answers", left)
-
-
 @contextmanager
-def _signals_into(interrupts: "queue.SimpleQueue[Reason]") -> Iterator[None]:
+def _signals_into(interrupts: Interrupts) -> Iterator[None]:
     """Have the signals that end a service put a reason into `interrupts` instead.
 
     SIGHUP stays ignored where it is: that is what ``nohup`` is for.

@@ -16,6 +16,9 @@ _CHECKSUM: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
 _CHECKSUM_KEYS: Final = ("__env__", "__schema__", "__header__", "__compilation__")
 _OBJECT_KEYS: Final = ("__as__", "__format__", "__meta__")
 _TEXT_KEYS: Final = ("__language__", "__code_checksum__", "__code_text__")
+_MAX_DEPTH: Final = 100
+"""Levels of arrays and objects in a request. Seamless's own have five; what is passed on to a
+worker is pickled, which at some hundreds would end in an error that nobody could make sense of."""
 
 
 def parse_checksum(text: str) -> str | None:
@@ -47,11 +50,29 @@ def parse_run_request(body: bytes) -> RunRequest:
 
 def _load(body: bytes) -> Any:
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse_constant)
     except RecursionError:
         raise InvalidJSON("it is nested too deeply") from None
     except ValueError as error:
         raise InvalidJSON(shorten(str(error), 200)) from None
+    if _is_deeper(value, _MAX_DEPTH):
+        raise InvalidJSON(f"it is nested over {_MAX_DEPTH} levels deep")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -23,6 +23,7 @@ the IPv4 pair.
 """
 
 import enum
+import errno
 import ipaddress
 import os
 import socket
@@ -135,7 +136,9 @@ def is_local(address: Address, scope: int = 0) -> bool:
     """Whether `address` belongs to this machine: a socket can be bound to it.
 
     Where the system binds to foreign addresses too (``ip_nonlocal_bind``) all count as local, and
-    are then looked for and not found, which is the safe mistake.
+    are then looked for and not found, which is the safe mistake. Raises `Unknown` when it cannot be
+    found out: the kernel is not asked about whoever is taken for foreign, so that no other failure,
+    such as a lack of descriptors, may look like that.
     """
     if address.is_loopback:
         return True
@@ -146,8 +149,10 @@ def is_local(address: Address, scope: int = 0) -> bool:
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind(name)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return False
+        raise Unknown(f"no socket can be bound to its address ({error.strerror})") from None
     return True
 
 
@@ -194,7 +199,7 @@ def _ask_kernel(one: Endpoint, other: Endpoint) -> _Socket | None:
     _, kind, _, _, _ = _HEADER.unpack_from(answer)
     if kind == _NLMSG_ERROR:
         (number,) = struct.unpack_from("=i", answer, _HEADER.size)
-        if -number == 2:  # ENOENT: there is no such socket
+        if -number == errno.ENOENT:  # there is no such socket
             return None
         raise Unknown(f"the kernel refuses to answer ({os.strerror(-number)})")
     offset = _HEADER.size

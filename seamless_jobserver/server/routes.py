@@ -6,6 +6,8 @@ connection that asked; the service is asked through the bridge.
 """
 
 import concurrent.futures
+import dataclasses
+import functools
 import hmac
 import json
 from collections.abc import Callable, Coroutine
@@ -47,6 +49,8 @@ _CHECK_LIMIT: Final = 40.0
 _ANSWER_LIMIT: Final = 30.0
 """Seconds for the loop to answer a question about a job; it never takes more than a moment."""
 
+WaitFor = Callable[["concurrent.futures.Future[Any]"], None]
+
 
 class Routes:
     """Answers requests by way of `service`, which lives on the loop of `bridge`."""
@@ -61,20 +65,17 @@ class Routes:
         self._bridge = bridge
         self._worker_credentials = worker_credentials
 
-    def answer(
-        self, head: http1.RequestHead, body: bytes, waiting: Callable[[], float]
-    ) -> Response:
+    def answer(self, head: http1.RequestHead, body: bytes, wait_for: WaitFor) -> Response:
         """Return the answer to a request.
 
-        While a job runs, `waiting` is called again and again: it returns for how many seconds to
-        wait before its next call, and raises to give up. What it raises passes through.
+        `wait_for` waits for the end of a job, and raises to give up. What it raises passes through.
         """
         method, path = head.method, head.target.partition("?")[0]
         try:
             if path == "/run-transformation":
-                return _only("GET", method) or self._run(self._service.run, body, waiting)
+                return _only("GET", method) or self._run(self._service.run, body, wait_for)
             if path.startswith(NESTED_PATH) and self._is_worker(head):
-                return self._nested(path.removeprefix(NESTED_PATH), body, waiting)
+                return self._nested(path.removeprefix(NESTED_PATH), body, wait_for)
             if self.watching is not None:
                 watched = self.watching.answer(head)
                 if watched is not None:
@@ -96,12 +97,14 @@ class Routes:
         given = head.fields.get("Authorization") or ""
         return hmac.compare_digest(given.encode(), self._worker_credentials.encode())
 
-    def _nested(self, rest: str, body: bytes, waiting: Callable[[], float]) -> Response:
+    def _nested(self, rest: str, body: bytes, wait_for: WaitFor) -> Response:
         """Answer one of our workers (`messages.NESTED_PATH`)."""
         number, _, event = rest[1:].partition("/")
         if not event:
             slot = int(number)
-            return self._run(lambda request: self._service.run_nested(request, slot), body, waiting)
+            return self._run(
+                lambda request: self._service.run_nested(request, slot), body, wait_for
+            )
         work = (
             self._service.start_hosted(int(number), str(json.loads(body).get("name", "")))
             if event == "started"
@@ -114,21 +117,26 @@ class Routes:
         self,
         run: Callable[[RunRequest], Coroutine[Any, Any, Outcome | int]],
         body: bytes,
-        waiting: Callable[[], float],
+        wait_for: WaitFor,
     ) -> Response:
-        future = self._bridge.submit(run(parse_run_request(body)))
+        request = parse_run_request(body)
+        future = self._bridge.submit(run(request))
         try:
-            while True:
-                pause = waiting()
-                try:
-                    outcome = future.result(timeout=pause)
-                except concurrent.futures.TimeoutError:
-                    continue
-                if isinstance(outcome, int):
-                    return json_response({"host": outcome}, status=202)
-                return _outcome_response(outcome)
-        finally:
-            future.cancel()
+            wait_for(future)
+            outcome = future.result()
+        except BaseException:
+            # The client has gone, or we end. The job may have ended at this very moment.
+            if not future.cancel() and future.exception() is None:
+                self._note_unheard(request, future.result())
+            raise
+        if isinstance(outcome, int):
+            return json_response({"host": outcome}, status=202)
+        unheard = functools.partial(self._note_unheard, request, outcome)
+        return dataclasses.replace(_outcome_response(outcome), unheard=unheard)
+
+    def _note_unheard(self, request: RunRequest, outcome: Outcome | int) -> None:
+        if isinstance(outcome, Outcome):
+            self._bridge.submit(self._service.note_unheard(request, outcome))
 
     def _check_store(self) -> Response:
         future = self._bridge.submit(self._service.check_store())

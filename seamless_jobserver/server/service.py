@@ -20,6 +20,7 @@ that jobs that wait for each other cannot fill all slots.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +32,7 @@ from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
-from seamless_jobserver.server.journal import Journal
+from seamless_jobserver.server.journal import Journal, problem_of
 from seamless_jobserver.server.slots import Slot, Slots
 from seamless_jobserver.server.workers import WorkerGone, WorkerLost
 
@@ -51,6 +52,8 @@ _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
+_UNHEARD: Final = 1000
+"""Results without a caller that are kept in mind until a worker is free to record them."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,17 @@ class Service:
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
         self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
+        self._recording: set[asyncio.Task[None]] = set()
+        self._unheard: deque[tuple[RunRequest, Outcome]] = deque(maxlen=_UNHEARD)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
     async def start(
-        self, make_slots: Callable[[Callable[[], None], Callable[[int], None]], Slots]
+        self, make_slots: Callable[[Callable[[], None], Callable[[int, str | None], None]], Slots]
     ) -> None:
         """Make the slots and start them.
 
-        `make_slots` is given what they call when one is free, and when a worker has ended.
+        `make_slots` is given what they call when one is free, and when a worker has ended, with
+        the verdict that ended it, if one did.
         """
         self._slots = make_slots(self._dispatch, self._lose_hosted)
         self._slots.start()
@@ -141,6 +147,12 @@ class Service:
         job = self._table.hosted_job(number)
         if job is not None:
             self._end(job, _EVENTS[outcome.ending], outcome)
+
+    async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
+        """Note that a caller has gone without its answer, which it can therefore not record."""
+        if outcome.ending is Ending.RESULT and not request.scratch:
+            self._unheard.append((request, outcome))
+            self._dispatch()
 
     async def status(self, checksum: str) -> State | None:
         """Return where the transformation is, or how its last run here ended, or None."""
@@ -208,7 +220,7 @@ class Service:
         for job in list(self._table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
-        for task in self._work:
+        for task in (*self._work, *self._recording):
             task.cancel()
         if self._slots is not None:
             await self._slots.close(timeout=1.0)
@@ -262,24 +274,46 @@ class Service:
         self.journal.received(job)
         return job.number
 
-    def _lose_hosted(self, host: int) -> None:
-        """End the jobs that ran inside a worker which has ended."""
+    def _lose_hosted(self, host: int, verdict: str | None) -> None:
+        """End the jobs that ran inside a worker which has ended.
+
+        Without a `verdict` one of them may be what ended it. Else they have nothing to do with it,
+        and their callers may ask again at once.
+        """
         self.workers_ended += 1
         for job in self._table.hosted(host):
             message = "The worker process that ran this job, as a part of another, has ended.\n"
-            event = Event.CRASH if job.state is State.RUNNING else Event.LOSE
-            self._end(job, event, Outcome(Ending.CRASHED, message=message))
+            if job.state is State.RUNNING and verdict is None:
+                self._end(job, Event.CRASH, Outcome(Ending.CRASHED, message=message))
+            else:
+                message += "" if verdict is None else f"The reason lies with the other: {verdict}\n"
+                self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
 
     def _cancel(self, job: Job) -> None:
         slot = self._places.get(job.number)
         self._end(job, Event.CANCEL, CANCELED)
         if slot is not None and self._policy.reclaim_canceled:
-            reclaiming = asyncio.ensure_future(slot.terminate("its job was canceled"))
-            self._reclaiming.add(reclaiming)  # the loop alone would not keep it from collection
-            reclaiming.add_done_callback(self._reclaiming.discard)
+            # At once, and not in a task: in the next turn of the loop the job may have ended, and
+            # its worker have begun another.
+            reclaiming = slot.reclaim("its job was canceled")
+            if reclaiming is not None:
+                self._reclaiming.add(reclaiming)  # the loop would not keep it from collection
+                reclaiming.add_done_callback(self._reclaiming.discard)
 
     def _dispatch(self) -> None:
-        """Give queued jobs to idle slots, oldest first, until one of the two runs out."""
+        """Give queued jobs to idle slots, oldest first, until one of the two runs out.
+
+        Results that nobody has heard of come first: it takes a moment to note them, and whoever
+        asks for one meanwhile would have it computed again.
+        """
+        while self._slots is not None and self._unheard:
+            slot = self._slots.idle()
+            if slot is None:
+                return
+            slot.reserve()
+            noting = asyncio.ensure_future(self._record_unheard(slot, *self._unheard.popleft()))
+            self._recording.add(noting)
+            noting.add_done_callback(self._recording.discard)
         while self._slots is not None:
             job = self._table.next_queued()
             slot = None if job is None else self._slots.idle(job.inputs)
@@ -336,6 +370,14 @@ class Service:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._dispatch()
 
+    async def _record_unheard(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
+        try:
+            with self._activity.ongoing():
+                await self._record(slot, request, outcome)
+        finally:
+            slot.free()
+            self._dispatch()
+
     async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
         """Mention once that a job waits for its input; keep what it prints within bounds."""
         mentioned = False
@@ -361,36 +403,52 @@ class Service:
 
         One that has met that before is not tried a third time: it ends with what is returned.
         """
-        if isinstance(loss, WorkerLost) and job.retries:
-            return Outcome(
-                Ending.LOST, message=f"{loss}It had been tried {job.retries + 1} times.\n"
-            )
+        if isinstance(loss, WorkerLost):
+            job.losses += 1
+            if job.losses > 1:
+                return Outcome(
+                    Ending.LOST, message=f"{loss}It had been tried {job.losses} times.\n"
+                )
         if job.state is State.RUNNING:
             _log.warning(
                 "goes back to the queue: its worker had ended", extra={"job": job.checksum}
             )
             self._table.apply(job, Event.REQUEUE)
             self.journal.requeued(job)
+            if not job.waiters:
+                self._leave_alone(job)
         return Outcome(Ending.LOST, message=str(loss))
 
     async def _record_if_alone(self, job: Job, slot: Slot, outcome: Outcome) -> None:
         """Tell the database of a result when no caller is left to do that."""
-        if job.waiters or job.request.scratch or outcome.result_checksum is None:
+        if not job.waiters:
+            await self._record(slot, job.request, outcome)
+
+    async def _record(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
+        if request.scratch or outcome.result_checksum is None:
             return
-        problem = await slot.record(job.request, outcome.result_checksum)
+        problem = await slot.record(request, outcome.result_checksum)
+        about = {"job": request.checksum}
         if problem is None:
-            _log.info("nobody waits: its result is in the database", extra={"job": job.checksum})
+            _log.info("nobody waits: its result is in the database", extra=about)
         else:
-            _log.warning(
-                "its result is not in the database: %s", problem, extra={"job": job.checksum}
-            )
+            _log.warning("its result is not in the database: %s", problem, extra=about)
 
     def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
         told = outcome.with_output(printed)
         self._table.apply(job, event, told)
         self._failures.note(job, told)
+        name = self.journal.under_way[job.number].name
         self.journal.ended(job, outcome)
         self._ends.pop(job.number).set_result(told)
+        self._log_end(job, name, outcome)
+
+    def _log_end(self, job: Job, name: str, outcome: Outcome) -> None:
         wall = outcome.runtime.get("wall_time_seconds")
         took = f" in {wall} s" if wall else ""
-        _log.info("%s%s", job.state.value, took, extra={"job": job.checksum})
+        problem = problem_of(outcome)
+        level = logging.INFO if problem is None else logging.WARNING
+        called = f" ({name})" if name else ""
+        why = "" if problem is None else f": {problem}"
+        event = f"{job.state.value}{took}{called}{why}"
+        _log.log(level, "%s", event, extra={"job": job.checksum})

@@ -9,6 +9,8 @@ that process touches the job in that slot alone. A slot outlives its workers:
         │                   └───── gone ─────┴──> down ── (pause) ──> starting
 
 - The worker's end is noticed through its sentinel, whether or not a job runs.
+- A worker that is to end (a limit, a cancellation that reclaims) gets no other job, even when its
+  present one ends by itself before it does.
 - A worker that dies before its job's own code began has done nothing of the job: `WorkerLost`.
   One that dies later may have died of the job, which is then never run again.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
@@ -48,6 +50,9 @@ _LONGEST_PAUSE: Final = 30.0
 _LATER_ATTEMPTS: Final = 3
 """Failed starts of every slot, in a row, that end a server whose workers have worked before."""
 _MEMORY_INTERVAL: Final = 0.2
+_REAP_LIMIT: Final = 2.0
+"""Seconds for a killed process to end: one of another user, or one that hangs in the kernel while
+a network disk is away, does not, and must not keep a slot."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +81,12 @@ class Slot:
         self.holdings: frozenset[str] = frozenset()
         self.worker: Worker | None = None
         self._last_name = ""
+        self._turn = 0
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for a job that `run` gets next."""
         self._last_name = ""
+        self._turn += 1
         self.state = SlotState.BUSY
 
     async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
@@ -112,12 +119,14 @@ class Slot:
                 raise WorkerLost(message) from None
             return Outcome(Ending.CRASHED, message=message)
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of the job
-            # What runs a job never raises; a job that has meddled with that is not trusted again.
+            # What runs a job never raises; a job that has meddled with that is not trusted again,
+            # nor is it run again.
             _log.exception("worker %d failed in an unforeseen way", self.number)
             self.state = SlotState.DOWN
+            ending = Ending.CRASHED if worker.phase >= Phase.RUNNING else Ending.LOST
             worker.kill()
             what = f"{type(error).__name__}: {error}"
-            return Outcome(Ending.LOST, message=f"The worker failed in an unforeseen way: {what}\n")
+            return Outcome(ending, message=f"The worker failed in an unforeseen way: {what}\n")
         finally:
             self._last_name = worker.job_name
 
@@ -140,13 +149,18 @@ class Slot:
         """
         if self.state is not SlotState.BUSY:
             return
-        if retire is None or self.worker is None:
+        if self.worker is None or (retire is None and self.worker.verdict is None):
             self.state = SlotState.IDLE
             return
-        _log.info("worker %d is replaced: %s", self.number, retire)
         self.state = SlotState.DOWN
-        self.worker.retired = True
+        if self.worker.verdict is None:
+            _log.info("worker %d is replaced: %s", self.number, retire)
+            self.worker.retired = True
         self.worker.kill()
+
+    def ticket(self) -> object:
+        """Return what is equal to a later ticket as long as the same job has this slot."""
+        return self.worker, self._turn, self.state is SlotState.BUSY
 
     @property
     def phase(self) -> Phase:
@@ -173,10 +187,15 @@ class Slot:
         if self.worker is not None:
             self.worker.condemn(verdict)
 
-    async def terminate(self, verdict: str) -> None:
-        """End the worker with its job, as `Worker.terminate` does."""
-        if self.worker is not None:
-            await self.worker.terminate(verdict)
+    def reclaim(self, verdict: str) -> "asyncio.Task[None] | None":
+        """Begin to end the worker with its job; `verdict` says why. It gets no other job.
+
+        Returns what does it, to be kept until it is done, or None when there is no worker.
+        """
+        if self.worker is None:
+            return None
+        self.worker.doom(verdict)
+        return asyncio.ensure_future(self.worker.terminate())
 
 
 class Slots:
@@ -192,14 +211,15 @@ class Slots:
         memory_limit: int | None,
         new_path: Callable[[], str],
         freed: Callable[[], None],
-        buried: Callable[[int], None],
+        buried: Callable[[int, str | None], None],
         exhausted: Callable[[str], None],
     ) -> None:
         """Nothing starts before `start`.
 
         `memory_limit` is in bytes, for the whole process tree of a worker. `new_path` returns a
         path for a new private file. `freed` is called when a slot may have become idle, `buried`
-        with the number of a slot whose worker has ended, and `exhausted` as described above.
+        with the number of a slot whose worker has ended and the verdict that ended it, if one did,
+        and `exhausted` as described above.
         """
         self._slots = [Slot(number) for number in range(1, count + 1)]
         self._program = program
@@ -254,25 +274,44 @@ class Slots:
             slot.state = SlotState.STARTING
             try:
                 ended = await self._supply(slot)
-            except WorkerStartFailed as failure:
+                slot.failed_starts = 0
+                slot.problem = None
+                pause = _FIRST_PAUSE
+                self._ever_ready = True
+                slot.state = SlotState.IDLE
+                self._freed()
+                await ended.wait()
                 slot.state = SlotState.DOWN
-                slot.failed_starts += 1
-                slot.problem = str(failure)
-                _log.error("worker %d could not be started: %s", slot.number, failure)
-                if self._none_left():
-                    self._exhausted(str(failure))
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await self._bury(slot)
                 continue
-            slot.failed_starts = 0
-            slot.problem = None
-            pause = _FIRST_PAUSE
-            self._ever_ready = True
-            slot.state = SlotState.IDLE
-            self._freed()
-            await ended.wait()
-            slot.state = SlotState.DOWN
-            await self._bury(slot)
+            except WorkerStartFailed as failure:
+                cause = str(failure)
+            except Exception as error:  # noqa: BLE001 - it becomes the slot's problem
+                # Out of files, threads or processes, most likely. A keeper that ended of it would
+                # take its slot along, and nobody would hear of it.
+                _log.exception("worker %d could not be looked after", slot.number)
+                cause = f"{type(error).__name__}: {error}"
+                self._abandon(slot)
+            self._note_failed_start(slot, cause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _note_failed_start(self, slot: Slot, cause: str) -> None:
+        slot.state = SlotState.DOWN
+        slot.failed_starts += 1
+        slot.problem = cause
+        _log.error("worker %d could not be started: %s", slot.number, cause)
+        if self._none_left():
+            self._exhausted(cause)
+
+    def _abandon(self, slot: Slot) -> None:
+        """End what there is of a worker, without what can fail for want of anything."""
+        worker, slot.worker = slot.worker, None
+        slot.holdings = frozenset()
+        if worker is not None:
+            worker.kill()
+            worker.forget()
+            self._buried(slot.number, worker.verdict)
 
     async def _supply(self, slot: Slot) -> asyncio.Event:
         """Give `slot` a worker that is ready, and return an event that is set at its end."""
@@ -313,7 +352,7 @@ class Slots:
         elif not worker.retired:
             _log.warning("worker %d (pid %d) ended by %s", slot.number, worker.pid, how)
         worker.forget()
-        self._buried(slot.number)
+        self._buried(slot.number, worker.verdict)
         self._ours.discard(worker.pid)
         await self._sweep()
         # The pipes of its executor hang in cycles of objects, which may otherwise last for long.
@@ -332,23 +371,33 @@ class Slots:
             if stray is not None:
                 kill_tree(stray)
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(None, reap, pid)
+                if not await loop.run_in_executor(None, reap, pid, _REAP_LIMIT):
+                    _log.warning("process %d was left behind by a job, and does not end", pid)
+                    self._ours.add(pid)  # once is enough
 
     async def _watch_memory(self, limit: int) -> None:
         """Condemn every worker that, with all below it, takes more than `limit` bytes."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_MEMORY_INTERVAL)
             for slot in self._slots:
-                worker = slot.worker
-                if slot.state is SlotState.BUSY and worker is not None:
-                    used = await loop.run_in_executor(None, tree_memory, worker.pid)
-                    if used > limit and slot.worker is worker:
-                        slot.condemn(
-                            "The job was ended because its worker, with all that it has started, "
-                            f"used {used / 1e6:.0f} MB of memory, more than the "
-                            f"{limit / 1e6:.0f} MB that --memory-limit of the jobserver allows."
-                        )
+                if slot.state is SlotState.BUSY and slot.worker is not None:
+                    try:
+                        await self._limit_memory(slot, slot.worker, limit)
+                    except (OSError, RuntimeError) as error:
+                        # No file or thread to be had at the moment: there may be, the next time.
+                        _log.warning("the memory of worker %d is unknown: %s", slot.number, error)
+
+    async def _limit_memory(self, slot: Slot, worker: Worker, limit: int) -> None:
+        ticket = slot.ticket()
+        loop = asyncio.get_running_loop()
+        used = await loop.run_in_executor(None, tree_memory, worker.pid)
+        # By now it may be another job's turn, which is innocent.
+        if used > limit and slot.ticket() == ticket:
+            slot.condemn(
+                "The job was ended because its worker, with all that it has started, "
+                f"used {used / 1e6:.0f} MB of memory, more than the "
+                f"{limit / 1e6:.0f} MB that --memory-limit of the jobserver allows."
+            )
 
     def _none_left(self) -> bool:
         attempts = _LATER_ATTEMPTS if self._ever_ready else 1

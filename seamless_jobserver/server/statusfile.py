@@ -5,6 +5,7 @@ directory, then a rename, so that the launcher, which polls it, never sees half 
 """
 
 import json
+import logging
 import os
 import queue
 import stat
@@ -18,13 +19,17 @@ APPEARANCE_LIMIT: Final = 20.0
 """Seconds to wait for the file: the launcher writes it around the moment that it starts us."""
 _POLL: Final = 0.05
 
+_log = logging.getLogger(__name__)
+
 
 class StatusFile:
     """A status file that has been read. Top-level keys that are not ours are kept as they are."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+    def __init__(self, path: Path, content: dict[str, Any], mode: int) -> None:
+        """`mode` is that of the file that was read, for those that take its place."""
         self._path = path
         self._content = content
+        self._mode = mode
 
     @classmethod
     def read(cls, path: Path, interrupts: "queue.SimpleQueue[Any]") -> "StatusFile | None":
@@ -47,14 +52,15 @@ class StatusFile:
             else:
                 return None
         try:
-            content = json.loads(_read_ours(path))
+            text, mode = _read_ours(path)
+            content = json.loads(text)
         except OSError as error:
             raise StartupError(f"status file {path} cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise StartupError(f"status file {path} is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise StartupError(f"status file {path} holds no JSON object, as the launcher writes")
-        return cls(path, content)
+        return cls(path, content, mode)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -88,10 +94,6 @@ class StatusFile:
 
     def _replace(self, status: str) -> None:
         self._content["status"] = status
-        try:
-            mode = os.stat(self._path).st_mode & 0o777
-        except OSError:
-            mode = 0o600  # the launcher has removed it: nobody else need read it
         temporary = None
         try:
             descriptor, temporary = tempfile.mkstemp(
@@ -99,7 +101,8 @@ class StatusFile:
             )
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(self._content, file, indent=2)
-                os.fchmod(file.fileno(), mode)
+                # Not the mode of what is there now: that may be something else meanwhile.
+                os.fchmod(file.fileno(), self._mode)
             os.replace(temporary, self._path)
         except OSError as error:
             if temporary is not None:
@@ -109,12 +112,14 @@ class StatusFile:
             ) from None
 
 
-def _read_ours(path: Path) -> bytes:
-    """Return the content of a file that is ours, or of the administrator.
+def _read_ours(path: Path) -> tuple[bytes, int]:
+    """Return content and mode of a file that is ours, or of the administrator.
 
     What the file says decides where results go. In a directory that others can write to, such as
-    ``/tmp``, somebody else may have put a file or a link in the place of the launcher's. Raises
-    OSError, and `StartupError` for a file that is not to be trusted.
+    ``/tmp``, somebody else may have put a file or a link in the place of the launcher's; and in a
+    file that everybody can write to anybody may have. The launcher's is 0600. One that a group can
+    write to is what an editor leaves where everybody has a group of their own, hence no more than a
+    warning. Raises OSError, and `StartupError` for a file that is not to be trusted.
     """
     # O_NONBLOCK: opening a FIFO would wait for somebody to write to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -126,4 +131,15 @@ def _read_ours(path: Path) -> bytes:
             raise StartupError(
                 f"status file {path} is not a file of yours: its owner is user {facts.st_uid}"
             )
-        return file.read()
+        if facts.st_mode & stat.S_IWOTH:
+            raise StartupError(
+                f"status file {path} can be changed by everybody: chmod 600 {path}, and look into "
+                "it first"
+            )
+        if facts.st_mode & stat.S_IWGRP:
+            _log.warning(
+                "status file %s can be changed by group %d, and says where results go: chmod 600",
+                path,
+                facts.st_gid,
+            )
+        return file.read(), stat.S_IMODE(facts.st_mode)

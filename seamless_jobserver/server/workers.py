@@ -72,6 +72,16 @@ class Worker:
         self._kills = OutOfMemoryKills()
         self.verdict: str | None = None
         self.retired = False
+        try:
+            self._start(settings)
+        except (OSError, ValueError, RuntimeError) as error:
+            # A limit on processes, threads, open files or semaphores: each has an exception of its
+            # own, and the executor, half started, may or may not have a process already.
+            self.forget()
+            raise WorkerStartFailed(f"no process could be started: {error}") from error
+        self._identity = ProcessId.of(self.pid)
+
+    def _start(self, settings: WorkerSettings) -> None:
         self._executor = ProcessPoolExecutor(
             max_workers=1, mp_context=multiprocessing.get_context("spawn")
         )
@@ -79,14 +89,14 @@ class Worker:
         try:
             # Submitting is what starts the process, in this thread, before it returns.
             self._warm_up: Future[str | None] = self._executor.submit(
-                program.warm_up, settings, directory
+                self._program.warm_up, settings, self._directory
             )
             (self._process,) = set(multiprocessing.active_children()) - before
-        except (OSError, ValueError) as error:
+        except BaseException:
             self._executor.shutdown(wait=False)
-            self.forget()
-            raise WorkerStartFailed(f"no process could be started: {error}") from error
-        self._identity = ProcessId.of(self.pid)
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise
 
     @property
     def pid(self) -> int:
@@ -169,14 +179,16 @@ class Worker:
 
     def condemn(self, verdict: str) -> None:
         """Kill the worker because of `verdict`, which becomes the explanation of its end."""
-        if self.verdict is None:
-            self.verdict = verdict
+        self.doom(verdict)
         self.kill()
 
-    async def terminate(self, verdict: str) -> None:
-        """End the worker and all below it: first SIGTERM, and SIGKILL after a while."""
+    def doom(self, verdict: str) -> None:
+        """Note that the worker is to end because of `verdict`: it gets no other job any more."""
         if self.verdict is None:
             self.verdict = verdict
+
+    async def terminate(self) -> None:
+        """End the worker, doomed before, and all below it: SIGTERM, and SIGKILL after a while."""
         if self._identity is not None:
             terminate_tree(self._identity)
             loop = asyncio.get_running_loop()
@@ -194,11 +206,13 @@ class Worker:
             refused = kill_tree(self._identity)
             if refused:
                 _log.warning("processes of another user were left alone: %s", sorted(refused))
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        # Without cancel_futures: a job that was being handed over then ends with the broken
+        # executor, like any other, and not by a cancellation that nobody has asked for.
+        self._executor.shutdown(wait=False)
 
     async def close(self, timeout: float) -> None:
         """Let an idle process end by itself within `timeout` seconds, then kill what is left."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._process.join, timeout)
         self.kill()

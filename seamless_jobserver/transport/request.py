@@ -1,6 +1,8 @@
 """From a URL and a body to the head of a request, and from a coded body to what it stands for."""
 
 import base64
+import gzip
+import io
 import json as _json
 import zlib
 from typing import Any, Final, NamedTuple
@@ -94,7 +96,8 @@ def decode(body: bytes, coding: str | None) -> bytes:
         return body
     try:
         if coding in ("gzip", "x-gzip"):
-            return zlib.decompress(body, wbits=31)
+            # Several members in a row are one body (RFC 1952 §2.2).
+            return gzip.GzipFile(fileobj=io.BytesIO(body)).read()
         if coding == "deflate":
             return zlib.decompress(body)
         if coding == "zstd":

@@ -14,8 +14,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, TextIO
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final, TextIO
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -40,21 +40,25 @@ class OutputCapture:
 
         Raises OSError when the file cannot be created; the output then goes nowhere new.
         """
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        before = os.dup(_STDOUT), os.dup(_STDERR)
-        try:
-            self._flush()
-            self._file = file
-            self.mend()
-            yield
-        finally:
-            self._file = None
-            self._flush()
-            os.dup2(before[0], _STDOUT)
-            os.dup2(before[1], _STDERR)
-            for descriptor in (file, *before):
-                os.close(descriptor)
-            self._install()
+        with ExitStack() as opened:
+
+            def held(descriptor: int) -> int:
+                opened.callback(os.close, descriptor)
+                return descriptor
+
+            file = held(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600))
+            before = held(os.dup(_STDOUT)), held(os.dup(_STDERR))
+            try:
+                self._flush()
+                self._file = file
+                self.mend()
+                yield
+            finally:
+                self._file = None
+                self._flush()
+                os.dup2(before[0], _STDOUT)
+                os.dup2(before[1], _STDERR)
+                self._install()
 
     def mend(self) -> None:
         """Point both descriptors at the present job's file again, if a job has closed them.
@@ -76,18 +80,33 @@ class OutputCapture:
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc,assignment]
 
     def _flush(self) -> None:
-        for stream in {self._stdout, self._stderr, sys.stdout, sys.stderr}:
-            if stream is not None and not getattr(stream, "closed", False):
-                flush_quietly(stream)
+        # A job can have put anything there, or taken it away.
+        for stream in (sys.__dict__.get("stdout"), sys.__dict__.get("stderr")):
+            if stream is not self._stdout and stream is not self._stderr:
+                _flush_quietly(stream)
+        _flush_quietly(self._stdout)
+        _flush_quietly(self._stderr)
         self._libc.fflush(None)
 
 
-def flush_quietly(stream: TextIO) -> None:
-    """Flush `stream`, and say so on the log when that fails: a full disk must not fail a job."""
+def _flush_quietly(stream: Any) -> None:
+    """Flush `stream`, if it is one, and note in the output when that fails.
+
+    A full disk must not fail a job, nor may what a job has left in place of a stream, whose methods
+    are the job's own code and can raise anything.
+    """
+    if stream is None:
+        return
     try:
-        stream.flush()
-    except (OSError, ValueError, AttributeError) as error:
-        os.write(_STDERR, f"[worker {os.getpid()}] output was lost: {error}\n".encode())
+        if not getattr(stream, "closed", False):
+            stream.flush()
+    except BaseException as error:  # noqa: BLE001 - see above
+        # Not its text: to make that may call the job's own code, too.
+        number = error.errno if isinstance(error, OSError) else None
+        what = os.strerror(number) if type(number) is int else type(error).__name__
+        # The file that cannot be written to may be that of standard error, too.
+        with suppress(OSError):
+            os.write(_STDERR, f"[worker {os.getpid()}] output was lost: {what}\n".encode())
 
 
 def _stream(descriptor: int) -> TextIO:

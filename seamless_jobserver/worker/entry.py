@@ -11,19 +11,23 @@ moves buffers. A watcher waits for the server to disappear, and then takes the w
 its jobs have started along.
 """
 
+import asyncio
 import dataclasses
 import os
-import resource
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import connection, parent_process
+from typing import Final
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck, WorkerSettings
-from seamless_jobserver.progress import Phase, Progress
+from seamless_jobserver.progress import Progress
+
+_RECORD_LIMIT: Final = 30.0
+"""Seconds for the database to take a result, of which the slot of its job waits for the end."""
 
 _worker: "_Worker | None" = None
 
@@ -36,8 +40,6 @@ def warm_up(settings: WorkerSettings, directory: str) -> str | None:
     global _worker
     try:
         os.setpgid(0, 0)  # out of reach of a Ctrl-C meant for the server
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (settings.open_files, most))
         processtree.become_subreaper()
         threading.Thread(target=_follow_parent, name="jobserver-watcher", daemon=True).start()
         _worker = _Worker(settings, directory)
@@ -107,33 +109,38 @@ class _Worker:
         self._meter = Meter()
         take_over(settings, self._execution.run_and_store, self._meter)
         settle()
-        self._surroundings = Surroundings()  # last: all of ours belongs to them
+        self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 
     def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
         from seamless_jobserver.worker.isolation import apart
 
-        try:
-            with self._capture.to_file(output_path):
-                ended = apart(
-                    self._execution.execute,
-                    request,
-                    input_timeout,
-                    self._meter,
-                    self._enter,
-                    self._progress.call,
+        with ExitStack() as captured:
+            try:
+                captured.enter_context(self._capture.to_file(output_path))
+            except OSError as error:
+                return Outcome(
+                    Ending.LOST,
+                    message=f"The job's output file {output_path} cannot be written: {error}. "
+                    "Is the disk for temporary files full?\n",
                 )
-                retire = self._surroundings.restore(self._staging.kept)
-                outcome = ended()
-                if retire is not None:
-                    # What the job left behind may only have needed that moment to end.
-                    retire = self._surroundings.restore(self._staging.kept)
-        except OSError as error:
-            outcome = Outcome(
-                Ending.LOST,
-                message=f"The job's output file {output_path} cannot be written: {error}. "
-                "Is the disk for temporary files full?\n",
+            self._surroundings.limit_files()
+            ended = apart(
+                self._execution.execute,
+                request,
+                input_timeout,
+                self._meter,
+                self._progress.enter,
+                self._progress.call,
+                self._mend,
             )
             retire = self._surroundings.restore(self._staging.kept)
+            outcome = ended()
+            # It refers to the result, which would be taken for growth for good.
+            del ended
+            if retire is not None:
+                # What the job left behind may only have needed that moment to end, and a result is
+                # in memory for as long as it is being stored.
+                retire = self._surroundings.restore(self._staging.kept)
         return dataclasses.replace(
             outcome,
             retire=retire,
@@ -141,10 +148,13 @@ class _Worker:
             holdings=self._staging.news_of_large(),
         )
 
-    def _enter(self, phase: Phase) -> None:
-        self._progress.enter(phase)
-        if phase is Phase.STORING:
-            self._capture.mend()
+    def _mend(self) -> None:
+        """Put right what would hinder measuring and storing, as soon as the job's code has ended.
+
+        All else can wait until the store is at work.
+        """
+        self._capture.mend()
+        self._surroundings.restore_limits()  # a limit that stays is noticed by `restore`
 
     def check(self) -> StoreCheck:
         from seamless_jobserver.worker.storecheck import check
@@ -159,7 +169,9 @@ class _Worker:
             Checksum(transformation), Checksum(result)
         )
         try:
-            self._staging.call(entry)
+            self._staging.call(asyncio.wait_for(entry, _RECORD_LIMIT))
+        except asyncio.TimeoutError:
+            return f"the database does not answer within {_RECORD_LIMIT:g} s"
         except Exception as error:  # noqa: BLE001 - whatever it is, the log says so
             return f"{type(error).__name__}: {error}"
         return None

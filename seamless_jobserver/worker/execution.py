@@ -22,10 +22,10 @@ from seamless_transformer.transformation_utils import is_deep_celltype, tf_get_b
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
-from seamless_jobserver.worker.measure import Measurement, Meter
+from seamless_jobserver.worker.measure import Measurement, Meter, ThreadMeasurement
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.naming import name_of
-from seamless_jobserver.worker.nested import ThreadMeasurement, end_loops
+from seamless_jobserver.worker.nested import end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
 from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping
@@ -63,17 +63,27 @@ class Execution:
         meter: Meter,
         enter: Callable[[Phase], None],
         call: Callable[[str], None],
+        mend: Callable[[], None],
     ) -> Ended:
         """Run the transformation of `request` and begin to store its result. Never raises.
 
         `input_timeout` is in seconds; `enter` is called as each phase of the job begins, `call`
-        with what a person would call the job, as soon as that is known.
+        with what a person would call the job, as soon as that is known, and `mend` when its code
+        has ended, in whichever way, before anything else is done.
         """
-        measurement = meter.start(self._staging.kept)
+        self._staging.begin_job()
+        measurement = meter.start(lambda: self._staging.kept_from_earlier)
+        began = False
+
+        def note(phase: Phase) -> None:
+            nonlocal began
+            began = began or phase >= Phase.RUNNING
+            enter(phase)
+
         try:
-            stored = self._run(request, input_timeout, measurement, enter, call)
+            stored = self._run(request, input_timeout, measurement, note, call, mend)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            ending, message = _explain(error, request)
+            ending, message = _explain(error, request, began=began)
             failed = Outcome(ending, message=message, runtime=measurement.finish())
             return lambda: failed
         finally:
@@ -84,7 +94,7 @@ class Execution:
             try:
                 return stored()
             except Exception as error:  # noqa: BLE001 - it becomes the outcome
-                ending, message = _explain(error, request)
+                ending, message = _explain(error, request, began=True)
                 return Outcome(ending, message=message, runtime=measurement.finish())
 
         return wait
@@ -109,6 +119,7 @@ class Execution:
         measurement: Measurement | ThreadMeasurement,
         enter: Callable[[Phase], None] = lambda _phase: None,
         call: Callable[[str], None] = lambda _name: None,
+        mend: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Run a transformation and begin to store its result; raises as `run_and_store` does."""
         if not request.scratch and not buffer_remote.has_write_server():
@@ -125,16 +136,20 @@ class Execution:
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
         )
+        measurement.inputs_fetched()
         call(name_of(request.transformation))
-        probes = record.probe_context(request, self._staging)
+        probes = record.probe_context(request, self._staging, input_timeout)
         enter(Phase.RUNNING)
-        result = run_transformation_dict(
-            request.transformation,
-            Checksum(request.checksum),
-            request.dunder,
-            scratch=True,
-            require_value=not request.scratch,
-        )
+        try:
+            result = run_transformation_dict(
+                request.transformation,
+                Checksum(request.checksum),
+                request.dunder,
+                scratch=True,
+                require_value=not request.scratch,
+            )
+        finally:
+            mend()
         runtime = measurement.finish()
         if is_compiled(request):
             # Compiled code is given pointers, and can write where Python could not.
@@ -150,8 +165,11 @@ class Execution:
         outcome = Outcome(
             Ending.RESULT,
             result_checksum=checksum.hex(),
-            runtime={**runtime, **record.compilation_runtime(request, self._staging)},
-            extra=record.answer_fields(request, probes, self._staging),
+            runtime={
+                **runtime,
+                **record.compilation_runtime(request, self._staging, input_timeout),
+            },
+            extra=record.answer_fields(request, probes, self._staging, input_timeout),
             remark=remark,
         )
         if request.scratch:
@@ -202,10 +220,15 @@ class Execution:
         return wait
 
 
-def _explain(error: BaseException, request: RunRequest) -> tuple[Ending, str]:
-    """Return what an exception means for a job, and what its callers are told."""
+def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple[Ending, str]:
+    """Return what an exception means for a job, and what its callers are told.
+
+    `began` says whether the job's code may have begun: what it misses then is its failure, since a
+    job that has only not got its inputs is run again.
+    """
+    missing = Ending.FAILED if began else Ending.INPUT_MISSING
     if isinstance(error, CacheMissError):
-        return Ending.INPUT_MISSING, _describe_cache_miss(error, request)
+        return missing, _describe_cache_miss(error, request)
     for kind, ending in _ENDINGS.items():
         if isinstance(error, kind):
             return ending, str(error)

@@ -10,7 +10,7 @@ the whole cache by itself.
 
 import threading
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 import seamless
 
@@ -22,6 +22,13 @@ MOST: Final = 10_000
 """Buffers, however small. The collector runs after each job, and passes over these in 0.2 ms."""
 
 
+class _Kept(NamedTuple):
+    """A buffer's content, and in which of our jobs it came."""
+
+    content: bytes
+    job: int
+
+
 class InputCache:
     """Keeps buffers by checksum, of at most `limit` bytes in all; 0 keeps none.
 
@@ -31,8 +38,10 @@ class InputCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()  # over the fields below
-        self._contents: OrderedDict[str, bytes] = OrderedDict()
+        self._contents: OrderedDict[str, _Kept] = OrderedDict()
         self._size = 0
+        self._job = 0
+        self._earlier = 0
         self._large: set[str] = set()
         self._large_told: set[str] | None = None
 
@@ -41,15 +50,26 @@ class InputCache:
         """Bytes that are kept now, with what keeping them costs."""
         return self._size
 
+    @property
+    def earlier(self) -> int:
+        """Bytes, counted in the same way, of what was kept at `begin_job`, and still is."""
+        return self._earlier
+
+    def begin_job(self) -> None:
+        """Count all that is kept now as `earlier`."""
+        with self._lock:
+            self._job += 1
+            self._earlier = self._size
+
     def get(self, checksum: str) -> seamless.Buffer | None:
         """Return the buffer with this checksum (lower-case hexadecimal), or None."""
         with self._lock:
-            content = self._contents.get(checksum)
-            if content is None:
+            kept = self._contents.get(checksum)
+            if kept is None:
                 return None
             self._contents.move_to_end(checksum)
         # Named, so that it is not hashed again; Seamless enters it in its weak cache.
-        return seamless.Buffer(content, checksum=seamless.Checksum(checksum))
+        return seamless.Buffer(kept.content, checksum=seamless.Checksum(checksum))
 
     def keep(self, checksum: str, buffer: seamless.Buffer) -> None:
         """Keep a buffer, whose content must have been found to have this checksum."""
@@ -60,7 +80,7 @@ class InputCache:
             if checksum in self._contents:
                 self._contents.move_to_end(checksum)
                 return
-            self._contents[checksum] = content
+            self._contents[checksum] = _Kept(content, self._job)
             self._size += len(content) + _OVERHEAD
             if len(content) >= LARGE:
                 self._large.add(checksum)
@@ -83,5 +103,9 @@ class InputCache:
             return sorted(self._large)
 
     def _drop(self, checksum: str) -> None:
-        self._size -= len(self._contents.pop(checksum)) + _OVERHEAD
+        kept = self._contents.pop(checksum)
+        size = len(kept.content) + _OVERHEAD
+        self._size -= size
+        if kept.job < self._job:
+            self._earlier -= size
         self._large.discard(checksum)

@@ -2,7 +2,10 @@
 
 What a job changes in its process, the next job would find. `Surroundings` notes how the process is
 before the first job, and puts it back after each one. What a job has *imported* stays, as it would
-in a script. What cannot be put back is a reason to retire the worker: `restore` returns it.
+in a script, and with it what a library has installed for itself at that: finders and hooks of the
+import system that it defines, and handlers of its own logger. (`six` imports ``six.moves`` through
+such a finder, which nobody would install again.) What cannot be put back is a reason to retire the
+worker: `restore` returns it.
 
 Random generators are not put back but seeded anew: jobs that start from the same state would draw
 the same numbers, which is worse than any leak.
@@ -35,6 +38,8 @@ GROWTH_LIMIT: Final = 512 * 1024 * 1024
 """Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
 DESCRIPTOR_LIMIT: Final = 200
 """Open files that jobs may have forgotten to close, all together."""
+_OWN_FILES: Final = 64
+"""Open files beyond those of a job: enough to measure it and to store its result."""
 THREAD_PATIENCE: Final = 0.2
 """Seconds for threads that a job has started to end by themselves."""
 
@@ -42,6 +47,7 @@ _OUR_THREADS: Final = ("jobserver-", "Seamless")
 """Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
 _LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_NO_LIBRARIES: Final = sys.stdlib_module_names | {"", "__main__", "__mp_main__"}
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -63,9 +69,14 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 class Surroundings:
-    """How the process is between jobs. Make it once, in the thread that runs them."""
+    """How the process is between jobs. Make it once, in the thread that runs them.
 
-    def __init__(self) -> None:
+    `open_files` is how many files a job may have open. The process itself may have some more, so
+    that the end of a job that has used up its own can be dealt with; where the system allows no
+    more, it is the job that has less.
+    """
+
+    def __init__(self, open_files: int) -> None:
         self._libc = ctypes.CDLL(None)
         self._directory = os.getcwd()
         self._environment = dict(os.environb)
@@ -79,14 +90,23 @@ class Surroundings:
         self._collector = gc.get_threshold()
         self._umask = _get_umask()
         self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
+        most = self._limits[resource.RLIMIT_NOFILE][1]
+        own = _least(_more(open_files, _OWN_FILES), most)
+        self._limits[resource.RLIMIT_NOFILE] = own, most
+        self._job_files = _least(open_files, _more(own, -_OWN_FILES)), most
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
         self._affinity = os.sched_getaffinity(0)
+        self.restore_limits()
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._resident = read_memory().resident
+
+    def limit_files(self) -> None:
+        """Allow no more open files than a job may have, until `restore_limits`."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._job_files)
 
     def restore(self, kept: int = 0) -> str | None:
         """Put the process back; return why that is not possible, in words, or None.
@@ -98,7 +118,7 @@ class Surroundings:
             reason
             for step in (
                 self._restore_process,
-                self._restore_limits,
+                self.restore_limits,
                 self._restore_signals,
                 self._restore_interpreter,
                 self._restore_logging,
@@ -106,7 +126,7 @@ class Surroundings:
                 self._check_threads,
                 lambda: self._check_growth(kept),
             )
-            if (reason := step()) is not None
+            if (reason := _try(step)) is not None
         ]
         return "; ".join(reasons) or None
 
@@ -121,18 +141,28 @@ class Surroundings:
             return f"its working directory is gone: {error.strerror}"
         return None
 
-    def _restore_limits(self) -> str | None:
-        try:
-            for which, limits in self._limits.items():
+    def restore_limits(self) -> str | None:
+        """Put back limits and priority alone; return why that is not possible, or None.
+
+        Storing a result needs files of its own, and should not be slow for the job's sake.
+        """
+        problem: Exception | None = None
+        for which, limits in self._limits.items():
+            try:
                 if resource.getrlimit(which) != limits:
                     resource.setrlimit(which, limits)
+            except (OSError, ValueError) as error:
+                problem = error  # the others matter all the same
+        try:
             if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
             if os.sched_getaffinity(0) != self._affinity:
                 os.sched_setaffinity(0, self._affinity)
-        except (OSError, ValueError) as error:
-            return f"a job has lowered its limits or its priority: {error}"
-        return None
+        except OSError as error:
+            problem = error
+        if problem is None:
+            return None
+        return f"a job has lowered its limits or its priority: {problem}"
 
     def _restore_signals(self) -> str | None:
         for timer in _TIMERS:
@@ -145,6 +175,8 @@ class Surroundings:
         return None
 
     def _restore_interpreter(self) -> str | None:
+        for name in ("meta_path", "path_hooks"):
+            self._keep_of_libraries(name)
         for name, value in self._sys.items():
             value[:] = self._sys_lists[name]
             setattr(sys, name, value)
@@ -163,11 +195,29 @@ class Surroundings:
             numpy_random.seed()
         return None
 
+    def _keep_of_libraries(self, name: str) -> None:
+        """Count what libraries have put into a list of ``sys`` among what is put back."""
+        known = self._sys_lists[name]
+        present = getattr(sys, name, None)
+        if not isinstance(present, list) or list(map(id, present)) == list(map(id, known)):
+            return
+        if name == "path_hooks":
+            # The finders that a hook has made stay in use without it.
+            sys.path_importer_cache.clear()
+        kept = [one for one in present if _is_in(known, one) or _is_of_library(one)]
+        if all(_is_in(kept, one) for one in known):
+            self._sys_lists[name] = kept  # in this order: some must come before the others
+        else:
+            self._sys_lists[name] = known + [one for one in kept if not _is_in(known, one)]
+
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
         for name, logger in _all_loggers():
             state = self._loggers.get(name, _NEW_LOGGER)
             if _logger_state(logger) != state:
+                added = [one for one in logger.handlers if not _is_in(state.handlers, one)]
+                own = [one for one in added if _is_own_handler(name, one)]
+                state = self._loggers[name] = state._replace(handlers=state.handlers + own)
                 logger.setLevel(state.level)
                 logger.handlers[:] = state.handlers
                 logger.filters[:] = state.filters
@@ -214,6 +264,56 @@ def _logger_state(logger: logging.Logger) -> _LoggerState:
     return _LoggerState(
         logger.level, list(logger.handlers), list(logger.filters), logger.propagate, logger.disabled
     )
+
+
+def _is_in(things: list[Any], thing: Any) -> bool:
+    """Whether `thing` itself is among `things`: what a job defines may be equal to anything."""
+    return any(one is thing for one in things)
+
+
+def _is_of_library(thing: Any) -> bool:
+    """Whether `thing`, or its class, is defined in a module that was imported.
+
+    A module of Python's own does not count: none installs anything by itself, so that a job must
+    have done it.
+    """
+    module = getattr(thing, "__module__", None)
+    if not isinstance(module, str) or module.partition(".")[0] in _NO_LIBRARIES:
+        return False
+    # Modules that Seamless makes of a job's pins have no spec.
+    return getattr(sys.modules.get(module), "__spec__", None) is not None
+
+
+def _is_own_handler(logger: str, handler: logging.Handler) -> bool:
+    """Whether the library that `logger` is named for has given itself this handler of it.
+
+    That is one that does nothing, or of a kind that the library defines. Any other is of a job that
+    wants to see more.
+    """
+    library = logger.partition(".")[0]
+    if library in _NO_LIBRARIES:
+        return False
+    if type(handler) is logging.NullHandler:
+        return getattr(sys.modules.get(library), "__spec__", None) is not None
+    return _is_of_library(handler) and type(handler).__module__.partition(".")[0] == library
+
+
+def _try(step: Callable[[], str | None]) -> str | None:
+    """Take a step of `Surroundings.restore`; a process in which it fails is not to go on."""
+    try:
+        return step()
+    except OSError as error:
+        return f"what a job has changed cannot be looked at: {error}"
+
+
+def _least(*limits: int) -> int:
+    """Return the least of some limits, of which some may be infinite."""
+    finite = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return min(finite, default=resource.RLIM_INFINITY)
+
+
+def _more(limit: int, by: int) -> int:
+    return limit if limit == resource.RLIM_INFINITY else limit + by
 
 
 def _get_umask() -> int:

@@ -8,21 +8,19 @@ is running already, or says at once that no slot is free. Then it is run here (*
 process whose own job has nothing to do but wait for it. A nested transformation never waits for a
 slot, so that jobs that wait for each other cannot fill all slots; and no process is added.
 
-What is hosted runs in a thread of its own, beside others of the same job. Its processor time is
-that of its thread; its memory cannot be told apart from that of the job around it. The thread tells
-the server when it begins and how it ended, so that others who want the same can wait for it.
+What is hosted runs in a thread of its own, beside others of the same job (`measure` says what its
+record holds). The thread tells the server when it begins and how it ended, so that others who want
+the same can wait for it.
 """
 
 import asyncio
 import base64
 import http.client
 import json
-import resource
-import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeVar
 
 from seamless import Checksum
 from seamless.caching import buffer_writer
@@ -30,7 +28,7 @@ from seamless_config import set_nparallel
 from seamless_config.select import select_execution, select_remote
 from seamless_remote import buffer_remote, database_remote, jobserver_remote
 from seamless_remote.jobserver_client import JobserverClient
-from seamless_transformer import transformation_class
+from seamless_transformer import transformation_cache, transformation_class
 
 from seamless_jobserver.messages import (
     NESTED_PATH,
@@ -45,7 +43,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
     ClientTimeout,
 )
 from seamless_jobserver.worker import failure
-from seamless_jobserver.worker.measure import Meter
+from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
 from seamless_jobserver.worker.naming import name_of
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
@@ -53,7 +51,8 @@ _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
-RunHere = Callable[[RunRequest, float, "ThreadMeasurement"], Outcome]
+Result = TypeVar("Result")
+RunHere = Callable[[RunRequest, float, ThreadMeasurement], Outcome]
 
 
 def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None:
@@ -64,6 +63,9 @@ def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None
     it by itself.
     """
     set_nparallel(settings.workers)
+    transformation_cache.run_transformation_dict = _raising_exceptions(
+        transformation_cache.run_transformation_dict
+    )
     # Private: the public way makes clients of seamless-remote's own class only.
     clients = getattr(jobserver_remote, "_extern_clients", None)
     stores = database_remote.has_write_server() and buffer_remote.has_write_server()
@@ -108,26 +110,6 @@ async def _end_loop() -> None:
     await asyncio.get_running_loop().shutdown_default_executor()
 
 
-class ThreadMeasurement:
-    """What one thread uses, for a transformation that runs in it; made in that thread."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._started = time.time()
-        self._wall = time.perf_counter()
-        self._usage = resource.getrusage(resource.RUSAGE_THREAD)
-
-    def finish(self) -> dict[str, Any]:
-        """Return the ``record_runtime`` of protocol.md."""
-        usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return self._meter.describe_nested(
-            started=self._started,
-            wall=time.perf_counter() - self._wall,
-            user=usage.ru_utime - self._usage.ru_utime,
-            system=usage.ru_stime - self._usage.ru_stime,
-        )
-
-
 class _NestedClient(JobserverClient):  # type: ignore[misc]
     """Asks the server for a free slot, and runs the transformation here when there is none."""
 
@@ -148,9 +130,9 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Run a transformation and return what seamless-remote's client returns for one.
 
-        Raises RuntimeError with the failure's text when it failed in another slot, and what it
-        raised when it failed here; not through seamless-remote's retries, which would run it
-        five times.
+        Raises RuntimeError with the failure's text when it failed in another slot, or here by
+        what is no Exception, such as ``sys.exit``; else what it raised. Not through
+        seamless-remote's retries, which would run it five times.
         """
         fields = {
             "transformation_dict": transformation_dict,
@@ -208,13 +190,12 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         # Its code was made by the job around it, and is at hand.
         self._report(number, "started", {"name": name_of(request.transformation)})
         try:
-            outcome = self._run_here(
-                request, self._settings.input_timeout, ThreadMeasurement(self._meter)
-            )
-        except BaseException as error:
+            with self._meter.measure_thread() as measurement:
+                outcome = self._run_here(request, self._settings.input_timeout, measurement)
+        except BaseException as error:  # noqa: BLE001 - it is raised again
             message = failure.describe(error, str(plain["transformation_dict"].get("__language__")))
             self._report(number, "ended", Outcome(Ending.FAILED, message=message).to_json())
-            raise
+            _raise_as_exception(error, message)
         self._report(number, "ended", outcome.to_json())
         if outcome.ending is Ending.REMOTE_JOB_WRITTEN:
             return {"remote_job_written": outcome.marker, "record_runtime": outcome.runtime}
@@ -241,6 +222,30 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             return  # the server is ending, and nobody can join any more
         finally:
             connection.close()
+
+
+def _raise_as_exception(error: BaseException, message: str) -> NoReturn:
+    """Raise what a nested transformation raised, as an Exception whatever it was.
+
+    SystemExit and KeyboardInterrupt would end the event loop that waits for the thread it ran in,
+    and CancelledError would end the wait alone: the job around it would never end.
+    """
+    if isinstance(error, Exception):
+        raise error
+    raise RuntimeError(f"A nested transformation failed:\n{message}") from None
+
+
+def _raising_exceptions(run: Callable[..., Result]) -> Callable[..., Result]:
+    """Have `run`, with which Seamless runs a nested transformation by itself, do the same."""
+
+    def run_so(transformation: dict[str, Any], *arguments: Any, **named: Any) -> Result:
+        try:
+            return run(transformation, *arguments, **named)
+        except BaseException as error:  # noqa: BLE001 - it is raised again
+            message = failure.describe(error, str(transformation.get("__language__", "python")))
+            _raise_as_exception(error, message)
+
+    return run_so
 
 
 def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:

@@ -6,9 +6,10 @@ and whether the process was as those probes describe it. All of it is Seamless's
 through its public functions. A record probe is the run that makes such a probe, and has none.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
 from seamless_transformer import compiler
 from seamless_transformer.probe_index import ensure_record_bucket_preconditions, is_record_probe
@@ -19,20 +20,22 @@ from seamless_transformer.transformation_cache import (
 )
 
 from seamless_jobserver.messages import RunRequest
-from seamless_jobserver.worker.staging import Staging
+from seamless_jobserver.transport.aiohttp_standin import ClientError
+from seamless_jobserver.worker.staging import Staging, StoreUnavailable
+
+_STORE: Final = "The hashserver or the database"
 
 
-def probe_context(request: RunRequest, staging: Staging) -> dict[str, Any] | None:
+def probe_context(request: RunRequest, staging: Staging, limit: float) -> dict[str, Any] | None:
     """Return the probes that a run refers to; None outside record mode and for a probe itself.
 
-    Raises seamless_transformer's `RecordBucketError` when they are missing or stale: the code
-    must not run then.
+    `limit` is in seconds. Raises seamless_transformer's `RecordBucketError` when they are missing
+    or stale: the code must not run then. Raises `StoreUnavailable` when the database does not tell.
     """
     if not _applies(request):
         return None
-    context: dict[str, Any] | None = staging.call(
-        ensure_record_bucket_preconditions(request.transformation, request.dunder)
-    )
+    looking = ensure_record_bucket_preconditions(request.transformation, request.dunder)
+    context: dict[str, Any] | None = _ask(staging, looking, limit, "The database")
     return context
 
 
@@ -41,11 +44,15 @@ def is_compiled(request: RunRequest) -> bool:
     return bool(request.transformation.get("__compiled__") or request.dunder.get("__compiled__"))
 
 
-def compilation_runtime(request: RunRequest, staging: Staging) -> dict[str, Any]:
-    """Return what ``record_runtime`` says of a compiled job, in either mode; else nothing."""
+def compilation_runtime(request: RunRequest, staging: Staging, limit: float) -> dict[str, Any]:
+    """Return what ``record_runtime`` says of a compiled job, in either mode; else nothing.
+
+    `limit` is in seconds. Raises `StoreUnavailable`.
+    """
     if not is_compiled(request):
         return {}
-    return staging.call(_compilation_runtime(request))
+    runtime: dict[str, Any] = _ask(staging, _compilation_runtime(request), limit, _STORE)
+    return runtime
 
 
 async def _compilation_runtime(request: RunRequest) -> dict[str, Any]:
@@ -80,12 +87,16 @@ compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module
 
 
 def answer_fields(
-    request: RunRequest, probes: dict[str, Any] | None, staging: Staging
+    request: RunRequest, probes: dict[str, Any] | None, staging: Staging, limit: float
 ) -> dict[str, Any]:
-    """Return the fields that an answer has in record mode beyond the others."""
+    """Return the fields that an answer has in record mode beyond the others.
+
+    `limit` is in seconds. Raises `StoreUnavailable`.
+    """
     if not request.record:
         return {}
-    return staging.call(_answer_fields(request, probes))
+    fields: dict[str, Any] = _ask(staging, _answer_fields(request, probes), limit, _STORE)
+    return fields
 
 
 async def _answer_fields(request: RunRequest, probes: dict[str, Any] | None) -> dict[str, Any]:
@@ -104,6 +115,26 @@ async def _answer_fields(request: RunRequest, probes: dict[str, Any] | None) -> 
             probe_context=probes,
         )
     return fields
+
+
+def _ask(staging: Staging, work: Coroutine[Any, Any, Any], limit: float, whom: str) -> Any:
+    """Have Seamless ask `whom`, and not wait five times twenty minutes, as it would."""
+    try:
+        return staging.call(asyncio.wait_for(work, limit))
+    except asyncio.TimeoutError:
+        raise StoreUnavailable(
+            f"{whom} has not answered for {limit:g} s, and is needed for the execution record. Run "
+            "the workflow again when it does.\n"
+        ) from None
+    except Exception as error:
+        # seamless-remote packs the first failure to reach a server into a RuntimeError.
+        fault = error if isinstance(error, ClientError) else error.__cause__
+        if not isinstance(fault, ClientError):
+            raise
+        raise StoreUnavailable(
+            f"{whom} is needed for the execution record, and is away, or refuses this jobserver: "
+            f"{type(fault).__name__}: {fault}\nRun the workflow again when it is back.\n"
+        ) from error
 
 
 def _applies(request: RunRequest) -> bool:

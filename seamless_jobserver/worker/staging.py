@@ -165,6 +165,15 @@ class Staging:
         """Bytes of inputs that are kept from job to job."""
         return self._nearby.cache.size
 
+    @property
+    def kept_from_earlier(self) -> int:
+        """Bytes of inputs that were kept before the present job, and still are."""
+        return self._nearby.cache.earlier
+
+    def begin_job(self) -> None:
+        """Tell what is kept now from what the next job will bring."""
+        self._nearby.cache.begin_job()
+
     def news_of_large(self) -> list[str] | None:
         """Return what `InputCache.news_of_large` does."""
         return self._nearby.cache.news_of_large()

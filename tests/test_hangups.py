@@ -1,0 +1,104 @@
+"""Clients that hang up, noticed for threads that wait."""
+
+import contextlib
+import os
+import socket
+import threading
+import unittest
+
+from seamless_jobserver.server.hangups import Hangups
+
+
+class Watching(unittest.TestCase):
+    def setUp(self):
+        self.hangups = Hangups()
+        self.addCleanup(self.hangups.close, 20.0)
+
+    def pair(self):
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        return ours, theirs
+
+    def test_a_peer_that_hangs_up_is_told_of_however_it_does(self):
+        for how in (
+            lambda peer: peer.close(),
+            lambda peer: peer.shutdown(socket.SHUT_WR),
+            lambda peer: (peer.sendall(b"more"), peer.close()),
+        ):
+            ours, theirs = self.pair()
+            woken = threading.Event()
+            with self.subTest(how), self.hangups.watching(ours, woken.set):
+                self.assertFalse(woken.is_set())
+                how(theirs)
+                self.assertTrue(woken.wait(20))
+
+    def test_one_that_had_gone_before_is_told_of_too(self):
+        ours, theirs = self.pair()
+        theirs.close()
+        woken = threading.Event()
+        with self.hangups.watching(ours, woken.set):
+            self.assertTrue(woken.wait(20))
+
+    def test_what_a_peer_sends_is_no_reason_to_wake(self):
+        ours, theirs = self.pair()
+        other, gone = self.pair()
+        woken, after = threading.Event(), threading.Event()
+        with self.hangups.watching(ours, woken.set), self.hangups.watching(other, after.set):
+            theirs.sendall(b"more")
+            gone.close()
+            self.assertTrue(after.wait(20))
+            self.assertFalse(woken.is_set())
+
+    def test_nobody_is_woken_once_the_block_has_ended(self):
+        ours, theirs = self.pair()
+        other, gone = self.pair()
+        woken, after = threading.Event(), threading.Event()
+        with self.hangups.watching(ours, woken.set):
+            pass
+        with self.hangups.watching(other, after.set):
+            theirs.close()
+            gone.close()
+            self.assertTrue(after.wait(20))
+        self.assertFalse(woken.is_set())
+
+    def test_a_connection_that_is_closed_inside_the_block_does_no_harm(self):
+        ours, _theirs = self.pair()
+        with self.hangups.watching(ours, lambda: None):
+            ours.close()
+        again, peer = self.pair()
+        woken = threading.Event()
+        with self.hangups.watching(again, woken.set):
+            peer.close()
+            self.assertTrue(woken.wait(20))
+
+    def test_many_are_watched_by_one_thread(self):
+        before = len(os.listdir("/proc/self/task"))
+        with contextlib.ExitStack() as stack:
+            woken = [threading.Event() for _ in range(200)]
+            pairs = [self.pair() for _ in woken]
+            for (ours, _), event in zip(pairs, woken, strict=True):
+                stack.enter_context(self.hangups.watching(ours, event.set))
+            self.assertEqual(len(os.listdir("/proc/self/task")), before)
+            for _, theirs in pairs:
+                theirs.close()
+            for event in woken:
+                self.assertTrue(event.wait(20))
+
+
+class Closing(unittest.TestCase):
+    def test_thread_and_descriptors_are_gone(self):
+        descriptors = len(os.listdir("/proc/self/fd"))
+        hangups = Hangups()
+        ours, theirs = socket.socketpair()
+        with ours, theirs, hangups.watching(ours, lambda: None):
+            hangups.close(20.0)
+        self.assertNotIn("jobserver-hangups", [one.name for one in threading.enumerate()])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
+
+    def test_later_blocks_watch_nothing(self):
+        hangups = Hangups()
+        hangups.close(20.0)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, hangups.watching(ours, lambda: None):
+            pass

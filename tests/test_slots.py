@@ -1,0 +1,139 @@
+"""Slots without processes: workers that cannot be had, and those that are to end."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import unittest
+from unittest import mock
+
+from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
+from seamless_jobserver.progress import Phase
+from seamless_jobserver.server import slots as slots_module
+from seamless_jobserver.server.slots import Slots, SlotState
+from seamless_jobserver.server.workers import WorkerStartFailed
+from tests.test_service import request
+
+SETTINGS = WorkerSettings({}, False, "", 1, 1.0, 1.0, 100, 0)
+PROGRAM = WorkerProgram(print, print, print, print)
+# What making a worker can raise, whatever the limit that is reached.
+WANT = (
+    WorkerStartFailed("a package is missing"),
+    RuntimeError("can't start new thread"),
+    OSError(24, "Too many open files"),
+    FileNotFoundError(2, "/dev/shm is not there"),
+)
+
+
+class FakeWorker:
+    """A worker whose job ends when the test says so."""
+
+    def __init__(self, *_):
+        self.verdict = None
+        self.retired = self.killed = False
+        self.phase = Phase.RUNNING
+        self.job_name = ""
+        self.pid = 0
+        self.identity = None
+        self.job = None
+
+    async def ready(self):
+        pass
+
+    @property
+    def process(self):
+        reading, self._writing = os.pipe()
+        return mock.Mock(sentinel=reading)
+
+    def submit(self, *_):
+        self.job = concurrent.futures.Future()
+        return self.job
+
+    def doom(self, verdict):
+        self.verdict = self.verdict or verdict
+
+    async def terminate(self):
+        pass
+
+    def kill(self):
+        self.killed = True
+
+    def forget(self):
+        pass
+
+    async def close(self, _timeout):
+        pass
+
+
+class SlotsCase(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self):
+        self.freed = asyncio.Event()
+        self.exhausted = asyncio.Queue()
+        self.slots = Slots(
+            1,
+            PROGRAM,
+            SETTINGS,
+            mock.Mock(),
+            memory_limit=None,
+            new_path=lambda: "",
+            freed=self.freed.set,
+            buried=lambda *_: None,
+            exhausted=self.exhausted.put_nowait,
+        )
+
+    @contextlib.asynccontextmanager
+    async def started(self, make):
+        with mock.patch.object(slots_module, "Worker", make):
+            self.slots.start()
+            yield
+            await self.slots.close(0.0)
+
+
+class Want(SlotsCase):
+    async def test_whatever_keeps_a_worker_from_starting_is_told_and_tried_again(self):
+        for error in WANT:
+            with self.subTest(error), self.assertLogs("seamless_jobserver.server.slots", "ERROR"):
+                await self.asyncSetUp()
+                fates = iter([error])
+
+                def make(*_, fates=fates):
+                    failure = next(fates, None)
+                    if failure is not None:
+                        raise failure
+                    return FakeWorker()
+
+                with mock.patch.object(slots_module, "_FIRST_PAUSE", 0.01):
+                    async with self.started(make):
+                        cause = await asyncio.wait_for(self.exhausted.get(), 20)
+                        self.assertIn(str(error.args[-1]), cause)
+                        await asyncio.wait_for(self.freed.wait(), 20)
+                        self.assertIs(self.slots.all[0].state, SlotState.IDLE)
+                        self.assertIsNone(self.slots.all[0].problem)
+
+
+class Doomed(SlotsCase):
+    async def test_a_worker_that_is_to_end_gets_no_other_job(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            slot.reserve()
+            run = asyncio.ensure_future(slot.run(request("1"), "", 1.0))
+            await asyncio.sleep(0)
+            await slot.reclaim("its job was canceled")
+            slot.worker.job.set_result(Outcome(Ending.RESULT, result_checksum="cd" * 32))
+            await run
+            slot.free()
+            self.assertIsNone(self.slots.idle())
+            self.assertTrue(slot.worker.killed)
+
+    async def test_a_ticket_holds_for_one_job(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            slot.reserve()
+            ticket = slot.ticket()
+            self.assertEqual(slot.ticket(), ticket)
+            slot.free()
+            self.assertNotEqual(slot.ticket(), ticket)
+            slot.reserve()
+            self.assertNotEqual(slot.ticket(), ticket)
