@@ -271,9 +271,7 @@ class Copying:
                 target.sendall(data)
 
 
-class WithTls(InProcess):
-    RULES = AccessRules(any_user=True)
-
+class InProcessWithTls(InProcess):
     def setUp(self):
         context = temporary_directory()
         self.directory = context.__enter__()
@@ -282,6 +280,10 @@ class WithTls(InProcess):
         self.tls = make_tls(certificate, key)
         self.context = ssl.create_default_context(cafile=str(certificate))
         super().setUp()
+
+
+class WithTls(InProcessWithTls):
+    RULES = AccessRules(any_user=True)
 
     def test_an_answer_that_is_due_at_the_end_does_not_go_out_in_the_clear(self):
         # To shut down a socket of ssl's takes its TLS away, and what is written then is plain.
@@ -313,6 +315,21 @@ class WithTls(InProcess):
 
     def test_in_the_clear_it_is_said_that_tls_is_wanted(self):
         self.assertTrue(self.converse(request()).startswith(b"HTTP/1.1 426 "))
+
+
+class OfTheOwner(InProcessWithTls):
+    RULES = AccessRules()
+    MOST = 1
+
+    def test_one_with_tls_takes_one_place(self):
+        for _ in range(3):
+            with self.context.wrap_socket(self.connect(), server_hostname="localhost") as client:
+                for _ in range(2):
+                    client.sendall(request())
+                    self.assertIn(b" 200 ", client.recv(65536))
+
+    def test_one_in_the_clear_is_served_too(self):
+        self.assertIn(b" 200 ", self.converse(request("Connection: close")))
 
 
 class WithoutThePassword(InProcess):
@@ -428,4 +445,4 @@ class AtTheGate(InProcess):
         wait_until(lambda: self.activity._last > before, "what is answered does")
 
 
-del Served, InProcess, OnAStore  # they are no tests themselves
+del Served, InProcess, InProcessWithTls, OnAStore  # they are no tests themselves

@@ -205,7 +205,7 @@ class Connection:
         )
         self.socket.settimeout(max(0.001, self._deadline(_HANDSHAKE_LIMIT) - time.monotonic()))
         self.socket.do_handshake()
-        if self._terms.gate.knows(self._standing):
+        if not self._known and self._terms.gate.knows(self._standing):
             self._settle()
 
     def _settle(self) -> None:
