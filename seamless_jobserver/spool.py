@@ -4,21 +4,30 @@ Each is a directory with the buffers as files that are named by their checksums,
 that says what they are. It is made under another name and renamed when it is whole. All of it is
 readable by its user alone.
 
+A spooled result is taken for true later, and its buffers are sent to the store. So what is not the
+user's own is not believed: the spool, each entry and its manifest must belong to the user (or the
+spool to root), nobody else may be able to write there, none of them is a link, and a buffer's name
+is a checksum and nothing else.
+
 A spooled result is used in two ways. ``seamless-jobserver upload`` brings it to the store and tells
 the database of it. And a worker that is asked for the same transformation again offers the spooled
 result to the store, instead of computing it a second time.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 MANIFEST: Final = "manifest.json"
+_CHECKSUM: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def spool_directory() -> Path | None:
@@ -50,7 +59,11 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
 
     Raises OSError.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(path.parent)
+    if not _is_trusted(path.parent.stat()):
+        raise PermissionError(
+            errno.EPERM, "it belongs to somebody else, or others may write there", str(path.parent)
+        )
     # mkdtemp makes a directory that is the user's alone, whatever the umask is.
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
     try:
@@ -69,19 +82,32 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
 def read(path: Path) -> dict[str, Any] | None:
     """Return the manifest of the entry at `path`, or None when there is no whole entry.
 
-    Nor is there one for who may not read it.
+    Nor is there one for who may not read it, or when somebody else could have made it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        if not _is_trusted(path.parent.stat()) or not _is_own_directory(path.lstat()):
+            return None
+        manifest = json.loads(read_file(path / MANIFEST))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("buffers"), list):
+        return None
+    names = manifest["buffers"]
+    return (
+        manifest if all(isinstance(name, str) and _CHECKSUM.match(name) for name in names) else None
+    )
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of an entry, which must be no link. Raises OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        return file.read()
 
 
 def entries(spool: Path) -> Iterator[Path]:
     """Yield the whole entries in `spool`, oldest first. Raises OSError."""
     try:
-        found = [path for path in spool.iterdir() if (path / MANIFEST).is_file()]
+        found = [path for path in spool.iterdir() if read(path) is not None]
     except FileNotFoundError:
         return
     yield from sorted(found, key=lambda path: path.stat().st_mtime)
@@ -99,3 +125,23 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _make_private(directory: Path) -> None:
+    """Make `directory` and what is missing above it, for the user alone, whatever the umask is."""
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+
+
+def _is_trusted(facts: os.stat_result) -> bool:
+    """Whether a directory is this user's or root's, and nobody else may write there."""
+    others_write = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid in (os.geteuid(), 0) and not others_write
+
+
+def _is_own_directory(facts: os.stat_result) -> bool:
+    return _is_trusted(facts) and facts.st_uid == os.geteuid()

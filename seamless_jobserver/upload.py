@@ -84,7 +84,7 @@ def _upload(path: Path, store: str | None, database: str | None) -> None:
 def _put_buffer(url: str, checksum: str, path: Path) -> None:
     pause = threading.Event()  # never set: it is waited for, with a limit
     for _ in range(_ATTEMPTS):
-        status = _put(url, f"/{checksum}", path.read_bytes())
+        status = _put(url, f"/{checksum}", spool.read_file(path))
         if status in (200, 201):
             return
         if status != 202:

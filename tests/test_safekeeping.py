@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import unittest
 from pathlib import Path
@@ -69,7 +70,7 @@ class Kept(unittest.TestCase):
 
     def test_a_spool_that_may_not_be_read_holds_nothing(self):
         self.keep()
-        looks, opens = os.stat, Path.read_bytes
+        looks, opens = os.stat, os.open
 
         def refuse(look):
             def refused(path, *arguments, **named):
@@ -81,9 +82,80 @@ class Kept(unittest.TestCase):
 
         with mock.patch("os.stat", refuse(looks)):
             self.assertIsNone(self.safekeeping.find(REQUEST))
-        with mock.patch.object(Path, "read_bytes", refuse(opens)):
+        with mock.patch("os.open", refuse(opens)):
             self.assertIsNone(self.safekeeping.find(REQUEST))
         self.assertIsNotNone(self.safekeeping.find(REQUEST))
+
+    def test_what_somebody_else_could_have_made_is_not_believed(self):
+        def linked(path):
+            path.rename(path.with_suffix(".real"))
+            path.symlink_to(path.with_suffix(".real"))
+
+        def manifest_of(change):
+            def changed(path):
+                file = path / spool.MANIFEST
+                manifest = json.loads(file.read_text())
+                change(manifest)
+                file.write_text(json.dumps(manifest))
+
+            return changed
+
+        # What happened to an entry -> whether it still counts.
+        table = {
+            "nothing": (lambda path: None, True),
+            "others may write into the spool": (lambda path: path.parent.chmod(0o777), False),
+            "others may write into the entry": (lambda path: path.chmod(0o770), False),
+            "the entry is a link": (linked, False),
+            "the manifest is a link": (lambda path: linked(path / spool.MANIFEST), False),
+            "a buffer is no checksum": (
+                manifest_of(lambda one: one.update(buffers=["/etc/passwd"])),
+                False,
+            ),
+            "buffers are no list": (manifest_of(lambda one: one.update(buffers="a" * 64)), False),
+        }
+        if os.geteuid() == 0:
+            table["the entry is somebody else's"] = (lambda path: os.chown(path, 54321, -1), False)
+            table["the spool is somebody else's"] = (
+                lambda path: os.chown(path.parent, 54321, -1),
+                False,
+            )
+        for number, (what, (happen, believed)) in enumerate(table.items()):
+            place = str(self.directory / f"spool-{number}")
+            with (
+                self.subTest(what),
+                mock.patch.dict(os.environ, {"SEAMLESS_JOBSERVER_SPOOL": place}),
+            ):
+                self.safekeeping = Safekeeping({})
+                path = self.keep().path
+                happen(path)
+                self.assertEqual(self.safekeeping.find(REQUEST) is not None, believed)
+                self.assertEqual(list(spool.entries(path.parent)), [path] if believed else [])
+
+    def test_a_buffer_that_is_a_link_is_not_sent(self):
+        kept = self.keep()
+        (kept.path / OUTCOME.result_checksum).unlink()
+        (kept.path / OUTCOME.result_checksum).symlink_to("/etc/passwd")
+        self.assertIsNone(self.safekeeping.deliver(kept, self.staging))
+
+    def test_nothing_is_kept_where_others_may_write(self):
+        (self.directory / "spool").mkdir()
+        (self.directory / "spool").chmod(0o777)
+        told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT])
+        self.assertIn("others may write there", told)
+
+    def test_all_of_it_is_the_users_alone_whatever_the_umask(self):
+        place = self.directory / "state"
+        before = os.umask(0)
+        try:
+            with mock.patch.dict(os.environ, {"XDG_STATE_HOME": str(place)}):
+                del os.environ["SEAMLESS_JOBSERVER_SPOOL"]
+                self.safekeeping = Safekeeping({})
+                self.keep()
+        finally:
+            os.umask(before)
+        for path in (place, *place.rglob("*")):
+            with self.subTest(path.name):
+                self.assertEqual(path.stat().st_mode & 0o077, 0)
 
     def test_uploading_from_one_that_may_not_be_read_says_so(self):
         (self.directory / "spool").write_text("no directory")

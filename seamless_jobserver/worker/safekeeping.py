@@ -40,7 +40,7 @@ class Safekeeping:
         buffers = []
         for name in manifest["buffers"]:
             try:
-                buffer = Buffer((kept.path / name).read_bytes())
+                buffer = Buffer(spool.read_file(kept.path / name))
             except OSError:
                 return None  # it is being uploaded, or cleared away, at this moment
             if buffer.get_checksum().hex() != name:
