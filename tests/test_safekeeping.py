@@ -88,8 +88,9 @@ class Kept(unittest.TestCase):
 
     def test_what_somebody_else_could_have_made_is_not_believed(self):
         def linked(path):
-            path.rename(path.with_suffix(".real"))
-            path.symlink_to(path.with_suffix(".real"))
+            real = self.directory / f"real-{path.name}"
+            path.rename(real)
+            path.symlink_to(real)
 
         def manifest_of(change):
             def changed(path):
