@@ -92,10 +92,8 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("buffers"), list):
         return None
-    names = manifest["buffers"]
-    return (
-        manifest if all(isinstance(name, str) and _CHECKSUM.match(name) for name in names) else None
-    )
+    named = all(isinstance(one, str) and _CHECKSUM.match(one) for one in manifest["buffers"])
+    return manifest if named else None
 
 
 def read_file(path: Path) -> bytes:
