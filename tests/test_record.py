@@ -5,8 +5,11 @@ import re
 import shutil
 import socket
 import sys
+from unittest import mock
 
+from seamless_jobserver.worker import measure
 from tests.stack import JOBSERVER_PYTHON, ROOT, TESTS_BIN, ClientHung, run_client
+from tests.test_running import ADD, MEGABYTE, OnAStore
 from tests.test_workflow import OnACluster
 
 BUCKETS = {"node", "environment", "node_env"}
@@ -286,3 +289,65 @@ class BesideALocalRun(WithRecords):
         documented = (ROOT / "docs" / "records.rst").read_text()
         for key in DIFFERENT | OF_THE_ENVIRONMENT:
             self.assertIn(f"``{key}``", documented)
+
+
+# A GPU of which a process uses 70 MB at its second look, and less before and after.
+PYNVML = """
+import itertools, os, types
+used = itertools.chain([10, 70], itertools.repeat(30))
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetComputeRunningProcesses(device):
+    mine = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=next(used) * 2**20)
+    return [mine, types.SimpleNamespace(pid=1, usedGpuMemory=2**40)]
+"""
+
+
+class GpuMemory(OnAStore):
+    def start_with_gpu(self):
+        folder = self.directory / self.id()
+        folder.mkdir()
+        (folder / "pynvml.py").write_text(PYNVML)
+        environment = {"PYTHONPATH": str(folder), "XDG_STATE_HOME": str(folder)}
+        # Inputs from the folder, for when there is no hashserver.
+        parameters = self.store.parameters(read_folder=True)
+        return self.start("--store-timeout", "1", parameters=parameters, env=environment)
+
+    def test_the_peak_that_seamless_own_sampler_saw_is_answered_for_each_job(self):
+        server = self.start_with_gpu()
+        peaks = []
+        for number in range(2):
+            answer = server.run(self.store.request(ADD, a=number, b=1))
+            self.assertEqual(answer.status, 200, answer.text)
+            peaks.append(answer.json["record_runtime"]["gpu_memory_peak_bytes"])
+        self.assertEqual(peaks, [70 * MEGABYTE, 30 * MEGABYTE])
+
+    def test_the_sampler_of_a_job_that_fails_or_was_done_before_is_ended(self):
+        server = self.start_with_gpu()
+        failing = server.run(self.store.request("def f(a):\n    1 / 0\n", a=1))
+        self.assertIn("ZeroDivisionError", failing.text)
+        request = self.store.request(ADD, a=5, b=7)
+        self.store.kill_hashserver()
+        try:
+            self.assertIn("could not be stored", server.run(request).text)
+        finally:
+            self.store.restart_hashserver()
+        self.assertEqual(self.value(server.run(request)), 12)
+        self.assertIn("its result had been computed before", server.log)
+        self.value(server.run(self.store.request(ADD, a=5, b=8)))
+        self.assertNotIn("is replaced", server.log)
+
+    def test_the_sampler_is_started_and_stopped_once_a_job_and_only_with_its_library(self):
+        for library, started in ((object(), 1), (None, 0)):
+            with (
+                self.subTest(library=library),
+                mock.patch.object(measure, "find_spec", return_value=library),
+                mock.patch.object(measure, "start_gpu_memory_sampler") as start,
+                mock.patch.object(measure, "stop_gpu_memory_sampler") as stop,
+            ):
+                stop.side_effect = {start.return_value: 7, None: None}.get
+                measurement = measure.Meter().start(0)
+                peaks = [measurement.finish()["gpu_memory_peak_bytes"] for _ in range(2)]
+                self.assertEqual(peaks, [7, 7] if library else [None, None])
+                self.assertEqual((start.call_count, stop.call_count), (started, 1))
