@@ -1,11 +1,15 @@
 """Record mode: execution records made by the real client from our answer, beside Seamless's own."""
 
 import json
+import re
 import shutil
 import socket
 import sys
+from unittest import mock
 
-from tests.stack import ROOT, TESTS_BIN, ClientHung, run_client
+from seamless_jobserver.worker import measure
+from tests.stack import JOBSERVER_PYTHON, ROOT, TESTS_BIN, ClientHung, run_client
+from tests.test_running import ADD, MEGABYTE, OnAStore
 from tests.test_workflow import OnACluster
 
 BUCKETS = {"node", "environment", "node_env"}
@@ -16,26 +20,75 @@ CONFIGURATION = """\
 - cluster: here
 - record: true
 """
+# Runs a transformation of each kind. Prints its value and its record; of the compiled one also the
+# jobserver's answer, and what Seamless's own functions say of it in this process.
 SCRIPT = """
 import seamless.config
 seamless.config.init()
 import asyncio, json, seamless
 from seamless.transformer import delayed
 from seamless_remote import database_remote
+from seamless_remote.jobserver_client import JobserverClient
+from seamless_transformer import CompiledTransformer
+from seamless_transformer.record_assembly import (
+    build_compilation_context_checksum, collect_job_validation
+)
 
 @delayed
 def add(a, b):
     return a + b
 
-transformation = add(1, 41)
-try:
-    print("VALUE", transformation.run())
-except Exception as error:
-    print("IT SAYS", error)
-record = asyncio.run(database_remote.get_execution_record(transformation.transformation_checksum))
-print("RECORD", json.dumps(record))
+show = delayed("cat text > RESULT", language="bash")
+show.args.text = "42"
+show.celltypes.result = "text"
+
+multiply = CompiledTransformer("c")
+multiply.schema = '''
+inputs:
+  - {name: a, dtype: int32}
+outputs:
+  - {name: result, dtype: int32}
+'''
+multiply.code = '''
+#include <stdint.h>
+int transform(int32_t a, int32_t *result) { *result = 42 * a; return 0; }
+'''
+
+calls = []
+run_transformation = JobserverClient.run_transformation
+
+async def noting(self, transformation, **named):
+    answer = await run_transformation(self, transformation, **named)
+    calls.append((transformation, named["tf_dunder"], answer))
+    return answer
+
+JobserverClient.run_transformation = noting
+
+async def look(transformation, dunder, answer):
+    fields = ("probe_context", "compilation_context", "job_validation")
+    context = await build_compilation_context_checksum(transformation, dunder)
+    validation = await collect_job_validation(
+        transformation, dunder,
+        compilation_context=context, probe_context=answer["probe_context"],
+    )
+    here = {"compilation_context": context, "job_validation": validation}
+    return {"answer": {field: answer[field] for field in fields}, "here": here}
+
+for kind, transformation in {
+    "python": add(1, 41), "bash": show(), "compiled": multiply(a=1)
+}.items():
+    try:
+        print("VALUE", kind, transformation.run())
+    except Exception as error:
+        print("IT SAYS", error)
+    checksum = transformation.transformation_checksum
+    record = asyncio.run(database_remote.get_execution_record(checksum))
+    print("RECORD", json.dumps({kind: record}))
+if calls:
+    print("COMPILED", json.dumps(asyncio.run(look(*calls[-1]))))
 seamless.close()
 """
+KINDS = ("python", "bash", "compiled")
 # Each with its reason in docs/records.rst.
 DIFFERENT = {
     "execution_mode",
@@ -48,35 +101,65 @@ DIFFERENT = {
     "cpu_time_user_seconds",
     "cpu_time_system_seconds",
     "memory_peak_bytes",
+    "compilation_time_seconds",
     "pid",
     "process_started_at",
     "process_create_time_epoch",
     "worker_execution_index",
 }
+# Where the jobserver has another Python environment than the client; those have probes of their own.
+OF_THE_ENVIRONMENT = {
+    "environment",
+    "node_env",
+    "freshness.required_bucket_labels",
+    "freshness.required_bucket_checksums",
+    "freshness.live_tokens",
+    "freshness.bucket_tokens",
+}
+# Of what Seamless's functions say of a compiled job, this is of the process that they ran in.
+OF_THE_PROCESS = {
+    "diagnostics.checks.cwd_temp_umask.cwd",
+    "diagnostics.checks.proc_self_maps.ok",
+    "diagnostics.checks.proc_self_maps.outside_count",
+    "diagnostics.checks.proc_self_maps.outside_paths",
+    "diagnostics.checks.sys_path_roots.actual",
+    "diagnostics.checks.sys_path_roots.actual_hash",
+    "diagnostics.checks.sys_path_roots.ok",
+    "diagnostics.readelf.module_path",
+}
 
 
-def flat(value, prefix=""):
-    """Return the leaves of nested dicts by their dotted path."""
-    if not isinstance(value, dict):
+def flat(value, prefix="", whole=()):
+    """Return the leaves of nested dicts by their dotted path; those below `whole` are not parted."""
+    if not isinstance(value, dict) or prefix in whole:
         return {prefix: value}
     leaves = {}
     for key, inner in value.items():
-        # Bucket labels and tokens are compared whole.
-        deep = prefix in ("", "execution_envelope")
-        path = f"{prefix}.{key}" if prefix else key
-        leaves.update(flat(inner, path) if deep else {path: inner})
+        leaves.update(flat(inner, f"{prefix}.{key}" if prefix else key, whole))
     return leaves
 
 
+def flat_record(record):
+    freshness = [f"freshness.{key}" for key in record["freshness"]]
+    return flat(record, whole=freshness)
+
+
 class WithRecords(OnACluster):
+    def setUp(self):
+        super().setUp()
+        # So that Seamless looks at what compiled modules are linked with, and has to complain.
+        self.cluster.environment["CONDA_PREFIX"] = sys.prefix
+        self.cluster.environment["LD_LIBRARY_PATH"] = str(self.directory / "elsewhere")
+
     def configure(self, execution):
         text = CONFIGURATION.format(execution=execution)
         if execution == "remote":
             text += "- remote: jobserver\n"
         (self.cluster.project / "seamless.yaml").write_text(text)
 
-    def probe(self):
+    def probe(self, expected=BUCKETS):
         command = [str(TESTS_BIN / "seamless-probe"), "-v", "--", "true"]
+        refreshed = set()
         for _ in range(3):
             try:
                 printed = run_client(
@@ -85,66 +168,186 @@ class WithRecords(OnACluster):
             except ClientHung as hung:
                 print(hung, self.cluster.log("jobserver"), file=sys.stderr)
                 continue
-            if "Input not delivered" not in printed:
-                break
-        self.assertIn("Refreshed bucket kinds: node, environment, node_env", printed)
+            # One that has lost an input that it had promised leaves the rest to the next.
+            for kinds in re.findall("Refreshed bucket kinds: (.*)", printed):
+                refreshed.update(kinds.split(", "))
+            if refreshed == expected:
+                return
+        self.fail(f"only {refreshed} were refreshed: {printed}")
 
-    def record(self):
+    def records(self):
+        """Run the script; return the record of each kind, and all that it printed."""
         output = self.run_script(SCRIPT).stdout
-        (line,) = (line for line in output.splitlines() if line.startswith("RECORD "))
-        return json.loads(line.removeprefix("RECORD ")), output
+        records = {}
+        for line in output.splitlines():
+            if line.startswith("RECORD "):
+                records.update(json.loads(line.removeprefix("RECORD ")))
+        self.assertEqual(tuple(records), KINDS, output)
+        return records, output
+
+    def check_values(self, output):
+        for kind in KINDS:
+            self.assertIn(f"VALUE {kind} 42", output)
 
 
 class ThroughUs(WithRecords):
     def test_without_probes_nothing_is_run_and_the_message_names_them(self):
         self.configure("remote")
-        record, output = self.record()
-        self.assertIsNone(record)
-        self.assertIn("Record mode requires bucket probes for: node=", output)
+        records, output = self.records()
+        self.assertEqual(set(records.values()), {None})
+        self.assertEqual(output.count("Record mode requires bucket probes for: node="), len(KINDS))
         self.assertNotIn("Traceback", output.partition("IT SAYS")[2])
         self.assertNotIn(" done in ", self.cluster.log("jobserver"))
 
-    def test_with_probes_the_record_is_whole(self):
+    def test_with_probes_records_are_whole_and_answers_say_what_seamless_itself_says(self):
         self.configure("remote")
         self.probe()
-        record, output = self.record()
-        self.assertIn("VALUE 42", output)
+        records, output = self.records()
+        self.check_values(output)
+        for kind, record in records.items():
+            with self.subTest(kind):
+                self.check_record(record, kind)
+        (line,) = (line for line in output.splitlines() if line.startswith("COMPILED "))
+        compiled = json.loads(line.removeprefix("COMPILED "))
+        with self.subTest("answer"):
+            self.check_answer(records["compiled"], **compiled)
+
+    def check_record(self, record, kind):
         self.assertEqual(record["remote_target"], "jobserver")
         self.assertEqual(record["hostname"], socket.gethostname())
         self.assertEqual(record["freshness"]["required_bucket_labels"].keys(), BUCKETS)
         for bucket in BUCKETS:
             self.assertEqual(len(record[bucket]), 64, bucket)
-        for key in ("validation_snapshot", "memory_peak_bytes", "process_create_time_epoch", "pid"):
+        for key in ("memory_peak_bytes", "process_create_time_epoch", "pid"):
             self.assertIsNotNone(record[key], key)
-        self.assertGreaterEqual(record["worker_execution_index"], 1)
-        self.assertEqual(record["job_contract_violations"], [])
+        # The probes were run by a process before it, or by this one.
+        self.assertGreater(record["worker_execution_index"], KINDS.index(kind))
+        if kind == "compiled":
+            self.assertGreater(record["compilation_time_seconds"], 0)
+            self.assertEqual(
+                record["job_contract_violations"][0], "ld_library_path_outside_conda_prefix"
+            )
+        else:
+            self.assertEqual(record["job_contract_violations"], [])
+            self.assertIsNone(record["compilation_context"])
+
+    def check_answer(self, record, answer, here):
+        context = answer["compilation_context"]
+        self.assertEqual(context, here["compilation_context"])
+        self.assertEqual(context, record["compilation_context"])
+        (stored,) = self.cluster.directory.rglob(context)
+        compilation = json.loads(stored.read_bytes())
+        validation = answer["job_validation"]
+        self.assertEqual(
+            validation["diagnostics"]["compiled_module_digest"],
+            compilation["compiled_module_digest"],
+        )
+        self.assertEqual(validation["job_contract_violations"], record["job_contract_violations"])
+        self.assertEqual(
+            answer["probe_context"]["required_bucket_checksums"],
+            {bucket: record[bucket] for bucket in BUCKETS},
+        )
+        ours, theirs = flat(validation), flat(here["job_validation"])
+        self.assertEqual(ours.keys(), theirs.keys())
+        different = {key for key in ours if ours[key] != theirs[key]}
+        self.assertLessEqual(different, OF_THE_PROCESS)
+        # The probes were made in such a process.
+        self.assertTrue(ours["diagnostics.checks.sys_path_roots.ok"])
 
 
 class BesideALocalRun(WithRecords):
-    def test_a_record_through_us_differs_from_a_local_one_only_where_the_docs_say_so(self):
+    def test_records_through_us_differ_from_local_ones_only_where_the_docs_say_so(self):
         self.configure("remote")
         self.probe()
         self.cluster.stop()
         database, probed = (self.cluster.directory / name for name in ("database", "probed"))
         shutil.copytree(database, probed)
-        through_us, output = self.record()
-        self.assertIn("VALUE 42", output)
-        # The same transformation in the client's own process, with a database that has the same
-        # probes, and does not know the result.
+        through_us, output = self.records()
+        self.check_values(output)
+        # The same transformations in the client's own process, with a database that has the same
+        # probes, and does not know the results.
         self.cluster.stop()
         shutil.rmtree(database)
         probed.rename(database)
         self.configure("process")
-        local, output = self.record()
-        self.assertIn("VALUE 42", output)
+        may_differ = set(DIFFERENT)
+        if JOBSERVER_PYTHON.parent != TESTS_BIN:
+            self.probe({"environment", "node_env"})
+            may_differ |= OF_THE_ENVIRONMENT
+        local, output = self.records()
+        self.check_values(output)
 
-        ours, theirs = flat(through_us), flat(local)
-        self.assertEqual(ours.keys(), theirs.keys(), "the shape")
-        different = {key for key in ours if ours[key] != theirs[key]}
-        self.assertLessEqual(different, DIFFERENT)
-        for key, value in ours.items():
-            if theirs[key] is not None:
-                self.assertIs(type(value), type(theirs[key]), key)
+        for kind in KINDS:
+            ours, theirs = flat_record(through_us[kind]), flat_record(local[kind])
+            with self.subTest(kind):
+                self.assertEqual(ours.keys(), theirs.keys(), "the shape")
+                different = {key for key in ours if ours[key] != theirs[key]}
+                self.assertLessEqual(different, may_differ)
+                for key, value in ours.items():
+                    if theirs[key] is not None:
+                        self.assertIs(type(value), type(theirs[key]), key)
         documented = (ROOT / "docs" / "records.rst").read_text()
-        for key in DIFFERENT:
+        for key in DIFFERENT | OF_THE_ENVIRONMENT:
             self.assertIn(f"``{key}``", documented)
+
+
+# A GPU of which a process uses 70 MB at its second look, and less before and after.
+PYNVML = """
+import itertools, os, types
+used = itertools.chain([10, 70], itertools.repeat(30))
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetComputeRunningProcesses(device):
+    mine = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=next(used) * 2**20)
+    return [mine, types.SimpleNamespace(pid=1, usedGpuMemory=2**40)]
+"""
+
+
+class GpuMemory(OnAStore):
+    def start_with_gpu(self):
+        folder = self.directory / self.id()
+        folder.mkdir()
+        (folder / "pynvml.py").write_text(PYNVML)
+        environment = {"PYTHONPATH": str(folder), "XDG_STATE_HOME": str(folder)}
+        # Inputs from the folder, for when there is no hashserver.
+        parameters = self.store.parameters(read_folder=True)
+        return self.start("--store-timeout", "1", parameters=parameters, env=environment)
+
+    def test_the_peak_that_seamless_own_sampler_saw_is_answered_for_each_job(self):
+        server = self.start_with_gpu()
+        peaks = []
+        for number in range(2):
+            answer = server.run(self.store.request(ADD, a=number, b=1))
+            self.assertEqual(answer.status, 200, answer.text)
+            peaks.append(answer.json["record_runtime"]["gpu_memory_peak_bytes"])
+        self.assertEqual(peaks, [70 * MEGABYTE, 30 * MEGABYTE])
+
+    def test_the_sampler_of_a_job_that_fails_or_was_done_before_is_ended(self):
+        server = self.start_with_gpu()
+        failing = server.run(self.store.request("def f(a):\n    1 / 0\n", a=1))
+        self.assertIn("ZeroDivisionError", failing.text)
+        request = self.store.request(ADD, a=5, b=7)
+        self.store.kill_hashserver()
+        try:
+            self.assertIn("could not be stored", server.run(request).text)
+        finally:
+            self.store.restart_hashserver()
+        self.assertEqual(self.value(server.run(request)), 12)
+        self.assertIn("its result had been computed before", server.log)
+        self.value(server.run(self.store.request(ADD, a=5, b=8)))
+        self.assertNotIn("is replaced", server.log)
+
+    def test_the_sampler_is_started_and_stopped_once_a_job_and_only_with_its_library(self):
+        for library, started in ((object(), 1), (None, 0)):
+            with (
+                self.subTest(library=library),
+                mock.patch.object(measure, "find_spec", return_value=library),
+                mock.patch.object(measure, "start_gpu_memory_sampler") as start,
+                mock.patch.object(measure, "stop_gpu_memory_sampler") as stop,
+            ):
+                stop.side_effect = {start.return_value: 7, None: None}.get
+                measurement = measure.Meter().start(0)
+                peaks = [measurement.finish()["gpu_memory_peak_bytes"] for _ in range(2)]
+                self.assertEqual(peaks, [7, 7] if library else [None, None])
+                self.assertEqual((start.call_count, stop.call_count), (started, 1))

@@ -132,6 +132,7 @@ class Execution:
         kept = None if request.scratch else self._safekeeping.find(request)
         if kept is not None:
             enter(Phase.STORING)
+            measurement.finish()  # for its threads; what counts is what was measured then
             delivered = self._safekeeping.deliver(kept, self._staging)
             if delivered is not None:
                 return lambda: delivered
