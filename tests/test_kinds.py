@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import unittest
@@ -157,6 +159,28 @@ class FromTheFolder(KindsSuite):
 del KindsSuite  # it is no test itself
 
 
+class Documented(unittest.TestCase):
+    def setUp(self):
+        text = (ROOT / "docs" / "kinds.rst").read_text()
+        found = re.findall(r"``(test_\w+)(?:\.(\w+))?``:\s+``(test_\w+)``", text)
+        self.documented = {(module, group, name) for module, group, name in found}
+
+    def test_each_test_that_the_table_names_is_there(self):
+        self.assertGreater(len(self.documented), 40)
+        for module, group, name in self.documented:
+            within = importlib.import_module(f"tests.{module}")
+            groups = [getattr(within, group)] if group else vars(within).values()
+            with self.subTest(f"{module}.{group}.{name}"):
+                self.assertTrue(any(hasattr(one, name) for one in groups))
+
+    def test_the_table_names_each_kind_and_celltype(self):
+        named = {name for _, _, name in self.documented}
+        kinds = {f"test_{kind.rstrip('_')}" for kind in EXPECTED}
+        self.assertEqual(kinds - named, set())
+        on_the_wire = {"python", "yaml", "ipython"}
+        self.assertEqual({*EXPECTED["celltypes"], "checksum"} | on_the_wire, set(celltypes))
+
+
 class OnTheWire(OnAStore):
     """Kinds that the client of today does not make, or not in a way that a test can hold.
 
@@ -220,10 +244,6 @@ class OnTheWire(OnAStore):
     @unittest.skipUnless(HAS_IPYTHON, "no IPython where jobs run")
     def test_ipython_pins(self):
         self.check_as_pin_and_result("ipython", "%timeit -n 1 pass\nx = !ls\n")
-
-    def test_every_celltype_of_seamless_has_a_test(self):
-        on_the_wire = {"python", "yaml", "ipython"}
-        self.assertEqual({*EXPECTED["celltypes"], "checksum"} | on_the_wire, set(celltypes))
 
     def test_a_deepfolder_result_is_stored_and_is_an_input_again(self):
         code = "def f(n):\n    return {f'x/{i}': b'leaf %d' % i for i in range(n)}\n"
