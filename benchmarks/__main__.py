@@ -20,6 +20,7 @@ _NAMES: Final = (
     "waiting",
     "pins",
     "buffers",
+    "nested",
 )
 
 

@@ -112,17 +112,22 @@ class Bench:
             floor.stop()
 
     @contextlib.contextmanager
+    def servers(self, *, folder: bool = False, workers: int = 1) -> Iterator[dict[str, Subject]]:
+        """Run upstream and ours at the same time, to be asked in turn."""
+        with contextlib.ExitStack() as stack:
+            yield {
+                name: stack.enter_context(self.server(name, folder=folder, workers=workers))
+                for name in SERVERS
+            }
+
+    @contextlib.contextmanager
     def all_subjects(self, *, folder: bool, workers: int = 1) -> Iterator[dict[str, Subject]]:
         """Run floor, upstream and ours at the same time, to be asked in turn."""
-        with contextlib.ExitStack() as stack:
-            subjects: dict[str, Subject] = {
-                FLOOR: stack.enter_context(self.floor(folder=folder, workers=workers))
-            }
-            for name in SERVERS:
-                subjects[name] = stack.enter_context(
-                    self.server(name, folder=folder, workers=workers)
-                )
-            yield subjects
+        with (
+            self.floor(folder=folder, workers=workers) as floor,
+            self.servers(folder=folder, workers=workers) as servers,
+        ):
+            yield {FLOOR: floor, **servers}
 
 
 Workload = Callable[[Bench], None]

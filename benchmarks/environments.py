@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_UPSTREAM: Final = ("seamless-jobserver==0.3.0", "seamless-remote", "seamless-config", "numpy")
+# What it imports and does not declare comes along.
+_UPSTREAM: Final = (
+    "seamless-jobserver==0.3.0",
+    "seamless-transformer",
+    "seamless-remote",
+    "seamless-config",
+    "numpy",
+)
 _OURS: Final = (f"{ROOT}[bench]",)
 
 

@@ -19,6 +19,37 @@ STRETCH: Final = "def f(data, tag):\n    return str(tag).encode() + data.content
 LENGTH: Final = "def f(data, tag):\n    return len(data.content) + tag\n"
 GROW: Final = "def f(size, tag):\n    return str(tag).encode() + bytes(size)\n"
 SLEEP: Final = "def f(seconds, tag):\n    import time\n    time.sleep(seconds)\n    return tag\n"
+FAN_OUT: Final = """
+def f(count, seconds, tag):
+    from seamless.transformer import delayed
+
+    @delayed
+    def nap(number, seconds, tag):
+        import time
+        time.sleep(seconds)
+        return number
+
+    naps = [nap(number, seconds, tag) for number in range(count)]
+    for one in naps:
+        one.start()
+    return sum(one.run() for one in naps)
+"""
+THREE_LEVELS: Final = """
+def f(tag):
+    from seamless.transformer import direct
+
+    @direct
+    def second(tag):
+        from seamless.transformer import direct
+
+        @direct
+        def third(tag):
+            return tag
+
+        return third(tag) + 1
+
+    return second(tag) + 1
+"""
 
 
 class Recipes:
@@ -54,6 +85,14 @@ class Recipes:
     def sleeping(self, seconds: float) -> dict[str, Any]:
         """Return a job that only sleeps."""
         return self.job(SLEEP, seconds=seconds, tag=self._number())
+
+    def fanning_out(self, count: int, seconds: float) -> dict[str, Any]:
+        """Return a job that starts `count` nested jobs, which sleep, and waits for them all."""
+        return self.job(FAN_OUT, count=count, seconds=seconds, tag=self._number())
+
+    def three_levels(self) -> dict[str, Any]:
+        """Return a job that asks for a nested one, which asks for another."""
+        return self.job(THREE_LEVELS, tag=self._number())
 
     def job(self, code: str, *, output: str = "mixed", **inputs: Any) -> dict[str, Any]:
         """Return a run request with its inputs in the store; JSON values, or bytes as they are."""

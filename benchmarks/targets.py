@@ -81,7 +81,7 @@ def _twenty(results: Results) -> Iterator[Verdict]:
 
 
 def _limits(results: Results) -> Iterator[Verdict]:
-    for key, most in (("memory-idle", 120.0), ("memory-caller", 100.0), ("memory-growth", 0.1)):
+    for key, most in _LIMITS:
         figure = results.figure(key)
         median = figure.median(OURS) if figure else None
         if figure and median is not None:
@@ -90,6 +90,15 @@ def _limits(results: Results) -> Iterator[Verdict]:
                 f"{median:.2f} {figure.unit}",
                 median < most,
             )
+
+
+_LIMITS: Final = (
+    ("memory-idle", 120.0),
+    ("memory-caller", 100.0),
+    ("memory-growth", 0.1),
+    ("nested-fan-out", 2.0),
+    ("nested-levels", 0.5),
+)
 
 
 def _flat(results: Results) -> Iterator[Verdict]:

@@ -3,14 +3,16 @@
 import time
 import urllib.request
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.bench import SERVERS, Bench, Workload, in_turns
 from benchmarks.caller import BenchmarkFailed, Held, encode
+from benchmarks.figures import Figure
 from tests.stack import Jobserver, free_port
 
 MB: Final = 1_000_000
 _WAYS: Final = (("http", False), ("folder", True))
+Job = dict[str, Any]
 
 
 def one_by_one(bench: Bench) -> None:
@@ -147,6 +149,34 @@ def buffers(bench: Bench) -> None:
                         curve.add(name, size, [1000 * seconds for seconds in times])
 
 
+def nested(bench: Bench) -> None:
+    """Jobs that ask for jobs: a fan-out that sleeps, three levels, and a crowd of fan-outs."""
+    recipes = bench.recipes
+    cases: list[tuple[Figure, int, Callable[[], list[Job]]]] = [
+        (
+            bench.figure("nested-fan-out", "8 nested jobs of 1 s, 4 workers", "s"),
+            4,
+            lambda: [recipes.fanning_out(8, 1.0)],
+        ),
+        (
+            bench.figure("nested-levels", "three levels deep, 1 worker", "s"),
+            1,
+            lambda: [recipes.three_levels()],
+        ),
+        (
+            bench.figure("nested-crowd", "16 jobs with 8 nested jobs each, 2 workers", "s"),
+            2,
+            lambda: [recipes.fanning_out(8, 0.0) for _ in range(16)],
+        ),
+    ]
+    for figure, workers, make in cases:
+        with bench.servers(workers=workers) as servers:
+            for name, server in in_turns(servers, bench.count(5, 2)):
+                with bench.tolerating(f"{figure.title}, {name}"):
+                    jobs = make()
+                    figure.add(name, [max(server.at_once(jobs, len(jobs)))])
+
+
 WORKLOADS: Final[dict[str, Workload]] = {
     "one-by-one": one_by_one,
     "eight": eight_connections,
@@ -158,6 +188,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
     "waiting": waiting_jobs,
     "pins": pins,
     "buffers": buffers,
+    "nested": nested,
 }
 
 

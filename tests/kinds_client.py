@@ -92,6 +92,17 @@ def celltypes(_directory):
 
 
 @kind
+def ipython_celltype(_directory):
+    sent = Buffer("%timeit -n 1 pass\nx = !ls\n", "ipython")
+    run = delayed(identity)
+    run.celltypes.a = "ipython"
+    run.celltypes.result = "ipython"
+    transformation = run(sent.get_value("text"))
+    transformation.compute()
+    return transformation.exception or transformation.result_checksum == sent.get_checksum()
+
+
+@kind
 def checksum_celltype(_directory):
     sent = Buffer("ab" * 32, "checksum")
     sent.incref()
