@@ -283,7 +283,7 @@ class Connection:
                 self.socket.settimeout(WRITE_LIMIT)
                 self.socket.sendall(self._processing)
             self._next_processing = now + PROCESSING_INTERVAL
-        if self._client_gone() and not self._terms.closing():
+        if self._client_gone():
             raise ClientGone("it closed the connection before its job had ended")
         return min(1.0, self._next_processing - now)
 
@@ -342,6 +342,9 @@ class Connection:
                 return
 
     def _client_gone(self) -> bool:
+        if not self._stays or self._terms.closing():
+            # Our reading side is shut down, or may be at any moment, which looks the same from here.
+            return False
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)
         # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
