@@ -4,6 +4,7 @@ Most of it needs root, since there must be another user who is refused.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import http.client
@@ -330,6 +331,39 @@ class OfTheOwner(InProcessWithTls):
 
     def test_one_in_the_clear_is_served_too(self):
         self.assertIn(b" 200 ", self.converse(request("Connection: close")))
+
+
+class AskedToEnd(InProcess):
+    """When our side of a connection stops reading, it must not look as if the client had gone."""
+
+    RULES = AccessRules(any_user=True)
+
+    def test_a_request_that_arrives_as_its_connection_makes_room_is_answered(self):
+        def answer(_head, _body, waiting):
+            (served,) = self.server._snapshot().values()
+            served._stays = False
+            socket.socket.shutdown(served.socket, socket.SHUT_RD)
+            waiting()
+            return text_response(200, "x")
+
+        self.answer = answer
+        received = self.converse(request())
+        self.assertIn(b"Connection: close\r\n", received)
+        self.assertTrue(received.endswith(b"x"), received)
+
+    def test_an_answer_that_is_due_at_the_end_of_the_server_is_heard(self):
+        arrived, release, unheard = (threading.Event() for _ in range(3))
+        response = dataclasses.replace(text_response(503, "ended"), unheard=unheard.set)
+        self.answer = lambda *_: (arrived.set(), release.wait(20), response)[-1]
+        client = self.connect()
+        client.sendall(request())
+        self.assertTrue(arrived.wait(20))
+        self.server.stop_accepting()
+        shut_down = self.server._shut_down
+        self.server._shut_down = lambda how: (shut_down(how), release.set())
+        self.assertEqual(self.server.close(20.0), 0)
+        self.assertTrue(client.recv(65536).endswith(b"ended"))
+        self.assertFalse(unheard.is_set())
 
 
 class WithoutThePassword(InProcess):

@@ -364,8 +364,9 @@ class Connection:
                 return
 
     def _client_gone(self) -> bool:
-        if self._terms.closing() or not self._stays:
-            return False  # it is we who have shut down the reading side
+        if not self._stays or self._terms.closing():
+            # Our reading side is shut down, or may be at any moment, which looks the same from here.
+            return False
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)
         # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
