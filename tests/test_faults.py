@@ -544,6 +544,7 @@ class Reclaiming(Faults):
             "    return direct(inner)(1)\n"
         )
         request = self.traced(rest)
+        wait_until(lambda: self.workers_states(server) == ["idle"] * 2, "both workers are free")
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
             wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "both run")
@@ -578,9 +579,9 @@ class Reclaiming(Faults):
             other = callers.submit(server.run, second)
             received = f"{second['tf_checksum'][:12]}: received"
             wait_until(lambda: received in server.log, "another job is there")
-            # Where a slot is free a job gets it as soon as it is received.
-            status = self.status(server)
-            self.assertEqual((status["running"], status["waiting_count"]), ([], 1))
+            # Where a slot is free a job gets it as soon as it is received, and never waits.
+            wait_until(lambda: self.status(server)["waiting_count"] == 1, "the job waits")
+            self.assertEqual(self.status(server)["running"], [])
             self.assertEqual(self.workers_states(server), ["busy"])
             self.gate.touch()
             self.assertEqual(self.value(other.result(PATIENCE)), 8)
