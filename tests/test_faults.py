@@ -549,7 +549,8 @@ class Reclaiming(Faults):
             answer = caller.submit(server.run, request)
             wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "both run")
             first, second = (ProcessId.of(int(pid)) for pid in pids.read_text().split())
-            self.assertNotEqual(first.pid, second.pid)
+            printed = server.request("GET", f"/jobs/{request['tf_checksum']}/log").text
+            self.assertNotEqual(first.pid, second.pid, f"{printed}\n{server.log}")
             server.cancel(request["tf_checksum"])
             answer.result(PATIENCE)
         wait_until(lambda: not first.alive and not second.alive, "both are gone")

@@ -365,7 +365,7 @@ class Connection:
 
     def _client_gone(self) -> bool:
         if not self._stays or self._terms.closing():
-            # Our reading side is shut down, or may be at any moment: it looks the same from here.
+            # Our reading side is shut down, or may be at any moment, which would look the same.
             return False
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)

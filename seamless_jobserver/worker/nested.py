@@ -17,6 +17,8 @@ import asyncio
 import base64
 import http.client
 import json
+import os
+import sys
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -164,12 +166,15 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             async with session.get(url, json=fields) as response:
                 text = await response.text()
                 status = response.status
-        except ClientError:
-            return None  # the server is ending, or too busy to talk: here is always possible
+        except ClientError as error:
+            # The server is ending, or too busy to talk: here is always possible.
+            _remark(f"{type(error).__name__}: {error}")
+            return None
         finally:
             await session.close()
         if status == 403:
-            return None  # a machine that does not tell whose connections are whose
+            _remark(text)  # a machine that does not tell whose connections are whose
+            return None
         if status not in (200, 202) or not text.startswith("{"):
             raise RuntimeError(text)
         payload: dict[str, Any] = json.loads(text)
@@ -246,6 +251,12 @@ def _raising_exceptions(run: Callable[..., Result]) -> Callable[..., Result]:
             _raise_as_exception(error, message)
 
     return run_so
+
+
+def _remark(why: str) -> None:
+    """Say in the output of the job why a transformation that it asked for gets no other worker."""
+    text = f"[worker {os.getpid()}] run here, since the jobserver could not be asked: {why}"
+    print(text.strip(), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
