@@ -120,6 +120,11 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         self._settings = settings
         self._run_here = run_here
         self._meter = meter
+        self._address = urllib.parse.urlsplit(settings.server)
+        password = f"{self._address.username}:{self._address.password}".encode()
+        self._credentials = {"Authorization": "Basic " + base64.b64encode(password).decode()}
+        # Connections for reports, between two of them: a new one costs more than a report.
+        self._kept: list[http.client.HTTPConnection] = []
 
     async def run_transformation(
         self,
@@ -213,20 +218,27 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
     def _report(self, number: int | None, event: str, content: dict[str, Any]) -> None:
         if number is None:
             return
-        parts = urllib.parse.urlsplit(self._settings.server)
-        password = f"{parts.username}:{parts.password}".encode()
-        connection = http.client.HTTPConnection(
-            parts.hostname or "", parts.port, timeout=_REPORT_LIMIT
-        )
-        headers = {"Authorization": "Basic " + base64.b64encode(password).decode()}
-        try:
-            path = f"{NESTED_PATH}/{number}/{event}"
-            connection.request("POST", path, json.dumps(content), headers)
-            connection.getresponse().read()
-        except (OSError, http.client.HTTPException):
-            return  # the server is ending, and nobody can join any more
-        finally:
-            connection.close()
+        path, body = f"{NESTED_PATH}/{number}/{event}", json.dumps(content)
+        while True:
+            try:
+                kept, connection = True, self._kept.pop()
+            except IndexError:
+                kept, connection = False, self._connect()
+            try:
+                connection.request("POST", path, body, self._credentials)
+                connection.getresponse().read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if not kept:
+                    return  # the server is ending, and nobody can join any more
+                # It was closed after a while without use. Nothing is lost by saying it twice.
+            else:
+                self._kept.append(connection)
+                return
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._address.hostname or "", self._address.port
+        return http.client.HTTPConnection(host, port, timeout=_REPORT_LIMIT)
 
 
 def _raise_as_exception(error: BaseException, message: str) -> NoReturn:
