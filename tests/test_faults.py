@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,13 +143,20 @@ class Faults(OnAStore):
         wait_until(lambda: self.runs() >= count, "the job's own code runs")
 
     def status(self, server):
-        return server.request("GET", "/status").json
+        """Return what ``/status`` says of this moment: what it says can be a little older."""
+        asked = time.time()
+
+        def look():
+            status = server.request("GET", "/status").json
+            return status if status["time"] > asked else None
+
+        return wait_until(look, "the status is fresh")
 
     def await_phase(self, server, request, phase):
         """Wait until ``/status`` says that a job is in a phase."""
 
         def reached():
-            jobs = self.status(server)["running"]
+            jobs = server.request("GET", "/status").json["running"]
             return (request["tf_checksum"], phase) in [(j["checksum"], j["phase"]) for j in jobs]
 
         wait_until(reached, f"the job is {phase}")
