@@ -61,7 +61,7 @@ TRANSFORMATION = {
     "__output__": ["result", "mixed", None],
     "code": ["python", None, "cd" * 32],
 }
-TRIES = int(os.environ.get("SEAMLESS_JOBSERVER_TEST_RACES", "20000"))
+TRIES = int(os.environ.get("SEAMLESS_JOBSERVER_TEST_RACES", "5000"))
 # How much of a request a stranger sends, and what comes then.
 WAYS = (
     (1.0, "close"),

@@ -250,7 +250,8 @@ class ThroughUs(WithRecords):
         ours, theirs = flat(validation), flat(here["job_validation"])
         self.assertEqual(ours.keys(), theirs.keys())
         different = {key for key in ours if ours[key] != theirs[key]}
-        self.assertLessEqual(different, OF_THE_PROCESS)
+        if JOBSERVER_PYTHON.parent == TESTS_BIN:  # else it is about another environment
+            self.assertLessEqual(different, OF_THE_PROCESS)
         # The probes were made in such a process.
         self.assertTrue(ours["diagnostics.checks.sys_path_roots.ok"])
 
@@ -347,7 +348,7 @@ class GpuMemory(OnAStore):
                 mock.patch.object(measure, "stop_gpu_memory_sampler") as stop,
             ):
                 stop.side_effect = {start.return_value: 7, None: None}.get
-                measurement = measure.Meter().start(0)
+                measurement = measure.Meter().start(lambda: 0)
                 peaks = [measurement.finish()["gpu_memory_peak_bytes"] for _ in range(2)]
                 self.assertEqual(peaks, [7, 7] if library else [None, None])
                 self.assertEqual((start.call_count, stop.call_count), (started, 1))
