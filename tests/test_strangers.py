@@ -3,6 +3,7 @@
 Most of it needs root, since there must be another user who is refused.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -339,11 +340,14 @@ class AskedToEnd(InProcess):
     RULES = AccessRules(any_user=True)
 
     def test_a_request_that_arrives_as_its_connection_makes_room_is_answered(self):
-        def answer(_head, _body, waiting):
+        def answer(_head, _body, wait_for):
             (served,) = self.server._snapshot().values()
             served._stays = False
             socket.socket.shutdown(served.socket, socket.SHUT_RD)
-            waiting()
+            end = concurrent.futures.Future()
+            # Later than what comes at once, so that the client is looked for.
+            threading.Timer(0.2, end.set_result, (None,)).start()
+            wait_for(end)
             return text_response(200, "x")
 
         self.answer = answer
