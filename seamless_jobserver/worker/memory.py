@@ -54,15 +54,16 @@ def _collect() -> None:
     if not _HAS_GENERATIONS or _count_collections() != _collections or _young > _MOST_YOUNG:
         gc.collect()
         _young = 0
-    else:
-        gc.collect(1)
+    # After a full collection too: the count of those since it is then never 0, to which a job that
+    # freezes and thaws objects, and so makes them old, sets it.
+    gc.collect(1)
     _collections = _count_collections()
 
 
 def _count_collections() -> list[int]:
+    # Not gc.get_freeze_count, which walks through all that was there before `settle`: milliseconds.
     counts = [generation["collections"] for generation in gc.get_stats()[1:]]
-    # A job that freezes and thaws objects makes them old, too.
-    return [*counts, gc.get_freeze_count()]
+    return [*counts, gc.get_count()[2]]
 
 
 def let_go() -> None:
