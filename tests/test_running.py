@@ -519,7 +519,9 @@ class Survival(OnAStore):
 
     def test_killing_everything_right_after_an_answer_loses_no_result(self):
         def attempt(number):
-            server = self.start(name=f"killed-{number}")
+            # Nobody is left to remove what the server keeps there.
+            place = {"TMPDIR": str(self.directory)}
+            server = self.start(name=f"killed-{number}", env=place)
             request = self.store.request(ADD, a=f"unique {number} ", b="x" * 200_000)
             answer = server.run(request)
             server.kill_tree()
