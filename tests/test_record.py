@@ -247,11 +247,12 @@ class ThroughUs(WithRecords):
             answer["probe_context"]["required_bucket_checksums"],
             {bucket: record[bucket] for bucket in BUCKETS},
         )
+        if JOBSERVER_PYTHON.parent != TESTS_BIN:
+            return  # what is said here is about another environment
         ours, theirs = flat(validation), flat(here["job_validation"])
         self.assertEqual(ours.keys(), theirs.keys())
         different = {key for key in ours if ours[key] != theirs[key]}
-        if JOBSERVER_PYTHON.parent == TESTS_BIN:  # else it is about another environment
-            self.assertLessEqual(different, OF_THE_PROCESS)
+        self.assertLessEqual(different, OF_THE_PROCESS)
         # The probes were made in such a process.
         self.assertTrue(ours["diagnostics.checks.sys_path_roots.ok"])
 
