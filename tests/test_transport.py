@@ -528,6 +528,25 @@ if importlib.util.find_spec("aiohttp") is not None:
         client = aiohttp
 
 
+class Waiting(unittest.IsolatedAsyncioTestCase):
+    async def test_a_cancellation_in_the_same_turn_as_news_is_not_forgotten(self):
+        for order in ("news first", "cancellation first"):
+            with self.subTest(order):
+                peer = connection.Connection()
+                wait = asyncio.ensure_future(peer._wait(20.0))
+                await asyncio.sleep(0)
+                if order == "news first":
+                    peer._announce()
+                wait.cancel()
+                peer._announce()
+                with self.assertRaises(asyncio.CancelledError):
+                    await wait
+
+    async def test_what_does_not_come_is_not_waited_for_longer(self):
+        with self.assertRaises(connection.TimedOut):
+            await connection.Connection()._wait(0.01)
+
+
 class Aiofiles(unittest.TestCase):
     def test_files_are_read_and_looked_for(self):
         async def main(directory):

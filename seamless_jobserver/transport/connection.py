@@ -54,9 +54,8 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._closed = False
         self._error: OSError | None = None
-        self._news: asyncio.Future[None] | None = None
-        self._room = asyncio.Event()
-        self._room.set()
+        self._news: asyncio.Future[bool] | None = None
+        self._room: asyncio.Future[bool] | None = None  # while there is none
 
     # --- called by the event loop -------------------------------------------------------------
 
@@ -68,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         """Note the end and wake whoever waits (asyncio.BaseProtocol)."""
         self._closed = True
         self._error = error if isinstance(error, OSError) else None
-        self._room.set()
+        self.resume_writing()
         self._announce()
 
     def eof_received(self) -> bool:
@@ -79,11 +78,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Hold back the sender (asyncio.BaseProtocol)."""
-        self._room.clear()
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
         """Let the sender go on (asyncio.BaseProtocol)."""
-        self._room.set()
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(True)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
         """Say where the next bytes go (asyncio.BufferedProtocol)."""
@@ -179,11 +181,8 @@ class Connection(asyncio.BufferedProtocol):
             if self._closed:
                 raise Disconnected(self._error)
             self._transport.write(view[start : start + _SLICE])
-            if not self._room.is_set():
-                try:
-                    await asyncio.wait_for(self._room.wait(), patience)
-                except asyncio.TimeoutError:
-                    raise TimedOut from None
+            if self._room is not None:
+                await _within(patience, self._room)
         return True
 
     async def _read_head(self, patience: float | None) -> http1.ResponseHead:
@@ -254,12 +253,30 @@ class Connection(asyncio.BufferedProtocol):
     async def _wait(self, patience: float | None) -> None:
         self._news = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait_for(self._news, patience)
-        except asyncio.TimeoutError:
-            raise TimedOut from None
+            await _within(patience, self._news)
         finally:
             self._news = None
 
     def _announce(self) -> None:
         if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+            self._news.set_result(True)
+
+
+async def _within(patience: float | None, event: "asyncio.Future[bool]") -> None:
+    """Wait for `event`, which is set to True, for `patience` seconds at most.
+
+    Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes in the same turn
+    of the loop as the event, and with it a limit on the whole request. Raises `TimedOut`.
+    """
+
+    def give_up() -> None:
+        if not event.done():
+            event.set_result(False)
+
+    timer = None if patience is None else event.get_loop().call_later(patience, give_up)
+    try:
+        if not await event:
+            raise TimedOut
+    finally:
+        if timer is not None:
+            timer.cancel()
