@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 WAYS = ("one by one", "fetch ahead", "run on", "both")
-ROUNDS = 6
+ROUNDS = 4
 CODE = """def f(data, tag, seconds):
     import time
     end = time.thread_time() + seconds
