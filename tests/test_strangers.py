@@ -238,6 +238,20 @@ class InProcess(unittest.TestCase):
         self.addCleanup(client.close)
         return client
 
+    def asked_at_the_end(self, client, arrived, release):
+        """End the server while it is at a request; return what the client hears.
+
+        `arrived` is set when the request is there; the answer waits for `release`, which comes
+        when our reading side is shut down.
+        """
+        client.sendall(request())
+        self.assertTrue(arrived.wait(20))
+        self.server.stop_accepting()
+        shut_down = self.server._shut_down
+        self.server._shut_down = lambda how: (shut_down(how), release.set())
+        self.assertEqual(self.server.close(20.0), 0)
+        return client.recv(65536)
+
     def converse(self, data):
         """Send `data` and return all that comes back until the server closes."""
         client = self.connect()
@@ -293,13 +307,7 @@ class WithTls(InProcessWithTls):
         self.answer = lambda *_: (arrived.set(), release.wait(20), text_response(200, "last"))[-1]
         copy = Copying(self.connect())
         with self.context.wrap_socket(copy.client, server_hostname="localhost") as client:
-            client.sendall(request())
-            self.assertTrue(arrived.wait(20))
-            self.server.stop_accepting()
-            shut_down = self.server._shut_down
-            self.server._shut_down = lambda how: (shut_down(how), release.set())
-            self.assertEqual(self.server.close(20.0), 0)
-            self.assertTrue(client.recv(65536).endswith(b"last"))
+            self.assertTrue(self.asked_at_the_end(client, arrived, release).endswith(b"last"))
         copy.thread.join(PATIENCE)
         self.assertNotIn(b"HTTP/1.1", copy.seen)
 
@@ -360,13 +368,7 @@ class AskedToEnd(InProcess):
         response = dataclasses.replace(text_response(503, "ended"), unheard=unheard.set)
         self.answer = lambda *_: (arrived.set(), release.wait(20), response)[-1]
         client = self.connect()
-        client.sendall(request())
-        self.assertTrue(arrived.wait(20))
-        self.server.stop_accepting()
-        shut_down = self.server._shut_down
-        self.server._shut_down = lambda how: (shut_down(how), release.set())
-        self.assertEqual(self.server.close(20.0), 0)
-        self.assertTrue(client.recv(65536).endswith(b"ended"))
+        self.assertTrue(self.asked_at_the_end(client, arrived, release).endswith(b"ended"))
         self.assertFalse(unheard.is_set())
 
 
