@@ -2,17 +2,23 @@
 
 ``python benchmarks/watching.py [ROUNDS]``, on a machine that does nothing else. On one server,
 rounds with pages and rounds without take turns, each pair in the other order than the one before,
-so that what drifts meanwhile meets both alike. What counts is the ratio within each pair: the
-verdict is on the median of those, with the range in which it lies by the order of the ratios
-(95 %, the interval of the sign test). The exit code is 1 when the cost is shown to be over 1 %.
+so that what drifts meanwhile meets both alike. The pages are open, and know all so far, before a
+round begins. They are in a process of their own, which does little with what it gets: what a
+browser makes of it takes the time of somebody's desk, not of this machine.
+
+What counts is the ratio within each pair: the verdict is on the median of those, with the range in
+which it lies by the order of the ratios (95 %, the interval of the sign test). The exit code is 1
+when the cost is shown to be over 1 %.
 """
 
 import http.client
 import json
 import math
+import re
+import select
 import statistics
+import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,32 +36,35 @@ ROUNDS = 20
 ALLOWED = 0.01
 """The share of the throughput that the pages may cost."""
 POLLS = 1000
+LATEST = re.compile(rb'"latest": ([0-9]+)')
 CODE = "def f(a):\n    return a + 1\n"
 
 
-class Page(threading.Thread):
-    """Polls as the page in a browser does, on a connection that is kept."""
+def watch(port: int) -> None:
+    """Poll as so many open pages do, on connections that are kept, until standard input ends.
 
-    def __init__(self, port: int, over: threading.Event, delay: float) -> None:
-        super().__init__()
-        self._connection = http.client.HTTPConnection("127.0.0.1", port)
-        self._over = over
-        self._delay = delay
-
-    def run(self) -> None:
-        """Poll until it is over."""
-        latest = 0
-        self._over.wait(self._delay)
-        while not self._over.is_set():
-            latest = poll(self._connection, latest)
-            self._over.wait(INTERVAL)
-        self._connection.close()
+    A line on standard output says that each of them knows all there is.
+    """
+    pages = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(PAGES)]
+    latest = [poll(page, 0) for page in pages]
+    print("open", flush=True)
+    turn = 0
+    due = time.monotonic()
+    while True:
+        due += INTERVAL / PAGES
+        if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
+            return
+        latest[turn] = poll(pages[turn], latest[turn])
+        turn = (turn + 1) % PAGES
 
 
 def poll(connection: http.client.HTTPConnection, latest: int) -> int:
-    """Ask for news once."""
+    """Ask for news once, and return up to where they go."""
     connection.request("GET", f"/status?after={latest}")
-    return int(json.loads(connection.getresponse().read())["latest"])
+    answer = connection.getresponse().read()
+    found = LATEST.search(answer)
+    assert found is not None, answer
+    return int(found[1])
 
 
 def jobs_a_second(server: Jobserver, requests: list[bytes]) -> float:
@@ -94,18 +103,21 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[first], ordered[count - 1 - first]
 
 
-def measure(server: Jobserver, requests: list[bytes], pages: int) -> float:
-    """Return the jobs a second while so many pages are open."""
-    over = threading.Event()
-    opened = [Page(server.port, over, INTERVAL * page / PAGES) for page in range(pages)]
-    for page in opened:
-        page.start()
-    try:
+def measure(server: Jobserver, requests: list[bytes], *, watched: bool) -> float:
+    """Return the jobs a second, while pages are open or while none is."""
+    if not watched:
         return jobs_a_second(server, requests)
-    finally:
-        over.set()
-        for page in opened:
-            page.join()
+    with subprocess.Popen(
+        [sys.executable, __file__, "watch", str(server.port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as pages:
+        assert pages.stdin is not None
+        assert pages.stdout is not None
+        pages.stdout.readline()
+        found = jobs_a_second(server, requests)
+        pages.stdin.close()
+    return found
 
 
 def main(rounds: int) -> int:
@@ -118,10 +130,10 @@ def main(rounds: int) -> int:
             jobs_a_second(server, requests)
             ratios, alone = [], []
             for number in range(rounds):
-                order = (0, PAGES) if number % 2 == 0 else (PAGES, 0)
-                found = {pages: measure(server, requests, pages) for pages in order}
-                alone.append(found[0])
-                ratios.append(found[PAGES] / found[0])
+                order = (False, True) if number % 2 == 0 else (True, False)
+                found = {watched: measure(server, requests, watched=watched) for watched in order}
+                alone.append(found[False])
+                ratios.append(found[True] / found[False])
             connection = http.client.HTTPConnection("127.0.0.1", server.port)
             latest = poll(connection, 0)
             before = processor_seconds(server.process.pid)
@@ -156,4 +168,7 @@ def main(rounds: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
+    if sys.argv[1:2] == ["watch"]:
+        watch(int(sys.argv[2]))
+    else:
+        raise SystemExit(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
