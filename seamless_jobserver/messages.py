@@ -92,6 +92,8 @@ class Ending(enum.Enum):
     CANCELED = "canceled"
     LOST = "lost"
     """The server ended, or could not start a worker, before the job did."""
+    NOT_BEGUN = "not begun"
+    """Handed back: its worker's store has not taken the result of the job before yet."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Outcome:
     of protocol.md, and `extra` the further fields of an answer in record mode. `remark` is for the
     server's log. `retire` says why the worker should not run another job, when it should not.
     `traffic` counts what the job moved. `holdings` names the large inputs that the worker now keeps
-    for further jobs, when that has changed.
+    for further jobs, when that has changed. `unconfirmed` says that the store has not confirmed the
+    result yet: nobody is to be told before the receipt is here (``receipts``).
     """
 
     ending: Ending
@@ -116,6 +119,7 @@ class Outcome:
     retire: str | None = None
     traffic: Traffic = NO_TRAFFIC
     holdings: list[str] | None = None
+    unconfirmed: bool = False
 
     def with_output(self, printed: str) -> "Outcome":
         """Return the same outcome with what the job printed, if anything, below its message."""

@@ -72,7 +72,7 @@ class Played(unittest.TestCase):
 
 class Order(Played):
     def test_what_the_code_has_changed_is_mended_before_anything_is_measured_or_stored(self):
-        outcome = self.run_it()()
+        outcome = self.run_it().wait()
         self.assertIs(outcome.ending, Ending.RESULT, outcome.message)
         self.assertEqual(self.events, ["fetch", "code", "mend", "measure", "store", "stored"])
 
@@ -81,13 +81,13 @@ class Order(Played):
             self.events.clear()
             self.run_transformation_dict.side_effect = error
             with self.subTest(error):
-                self.assertIs(self.run_it()().ending, Ending.FAILED)
+                self.assertIs(self.run_it().wait().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
 
 
 class Scratch(Played):
     def test_the_transformation_itself_is_offered_to_the_store_for_a_moment_only(self):
-        outcome = self.run_it(scratch=True)()
+        outcome = self.run_it(scratch=True).wait()
         self.assertIs(outcome.ending, Ending.RESULT)
         (buffers, patience) = self.staging.begin_to_store.call_args.args
         self.assertEqual(
@@ -97,7 +97,7 @@ class Scratch(Played):
 
     def test_nothing_is_offered_where_no_store_takes_anything(self):
         self.has_write_server.return_value = False
-        self.assertIs(self.run_it(scratch=True)().ending, Ending.RESULT)
+        self.assertIs(self.run_it(scratch=True).wait().ending, Ending.RESULT)
         self.staging.begin_to_store.assert_not_called()
 
 
@@ -105,7 +105,7 @@ class KeptResults(Played):
     def test_one_that_cannot_be_delivered_any_more_is_computed_again(self):
         self.safekeeping.find.return_value = object()
         self.safekeeping.deliver.return_value = None
-        self.assertIs(self.run_it()().ending, Ending.RESULT)
+        self.assertIs(self.run_it().wait().ending, Ending.RESULT)
         self.assertIn("code", self.events)
 
     def test_a_result_is_kept_when_what_its_record_needs_cannot_be_had(self):
@@ -116,7 +116,7 @@ class KeptResults(Played):
             mock.patch.object(record, "probe_context", return_value=None),
             mock.patch.object(record, "answer_fields", side_effect=away),
         ):
-            outcome = self.run_it(record=True)()
+            outcome = self.run_it(record=True).wait()
         self.assertIs(outcome.ending, Ending.STORE_FAILED)
         self.assertEqual(outcome.message, "it is away\nadvice\n")
         _, kept, buffers = self.safekeeping.keep.call_args.args

@@ -34,6 +34,7 @@ class FakeSlot:
         self.patience = []
         self.recorded = []
         self.doomed = None
+        self.awaited = False
         self.end = None
 
     def reserve(self):
@@ -50,6 +51,9 @@ class FakeSlot:
 
     def free(self, _retire=None):
         self.busy = False
+
+    def tell_awaited(self, waiting):
+        self.awaited = waiting
 
     def reclaim(self, verdict):
         self.doomed = verdict

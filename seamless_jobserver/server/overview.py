@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from seamless_jobserver import __version__
 from seamless_jobserver.processtree import tree_memory
+from seamless_jobserver.progress import Phase
 from seamless_jobserver.server.access import user_name
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.exposition import age_of_first, canceled_running, expose
@@ -143,7 +144,9 @@ class Overview:
     def _describe(self, entry: Entry) -> dict[str, Any]:
         slot = self._service.place_of(entry.job)
         if slot is None:
-            return describe(entry, phase=None, ended=None, outcome=None)
+            running = entry.started is not None and entry.job.host is None
+            phase = Phase.STORING.words if running else None
+            return describe(entry, phase=phase, ended=None, outcome=None)
         self._service.journal.named(entry.job, slot.job_name)
         return describe(entry, phase=slot.phase.words, ended=None, outcome=None)
 

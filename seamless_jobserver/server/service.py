@@ -11,6 +11,7 @@ job has ended for its callers, or after they have all gone:
   away; with `Policy.reclaim_canceled` its worker is ended instead.
 - A job that nobody waits for any more is dropped after a while if it is queued. If it runs, it
   goes on, and its worker tells the database of the result, which is otherwise the caller's task.
+- A small *result* is confirmed by the store while the slot of its job may have the next one.
 - A job that *failed* by its own doing is remembered for a moment (`server.failures`).
 
 A job that another job asks for gets a slot that is free at that moment, or is *hosted*: run by the
@@ -21,9 +22,9 @@ that jobs that wait for each other cannot fill all slots.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
 from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest, StoreCheck
@@ -34,7 +35,7 @@ from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
 from seamless_jobserver.server.journal import Journal, problem_of
 from seamless_jobserver.server.slots import Slot, Slots
-from seamless_jobserver.server.workers import WorkerGone, WorkerLost
+from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ _EVENTS: Final[dict[Ending, Event]] = {
     Ending.STORE_FAILED: Event.FAIL,
     Ending.CRASHED: Event.CRASH,
     Ending.LOST: Event.LOSE,
+    Ending.NOT_BEGUN: Event.LOSE,
 }
 _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending.CANCELED})
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
@@ -89,7 +91,7 @@ class Service:
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
         self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
-        self._recording: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._unheard: deque[tuple[RunRequest, Outcome]] = deque(maxlen=_UNHEARD)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
@@ -220,7 +222,7 @@ class Service:
         for job in list(self._table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
-        for task in (*self._work, *self._recording):
+        for task in (*self._work, *self._errands):
             task.cancel()
         if self._slots is not None:
             await self._slots.close(timeout=1.0)
@@ -311,13 +313,13 @@ class Service:
             if slot is None:
                 return
             slot.reserve()
-            noting = asyncio.ensure_future(self._record_unheard(slot, *self._unheard.popleft()))
-            self._recording.add(noting)
-            noting.add_done_callback(self._recording.discard)
+            self._on_errand(slot, self._record(slot, *self._unheard.popleft()))
         while self._slots is not None:
             job = self._table.next_queued()
             slot = None if job is None else self._slots.idle(job.inputs)
             if job is None or slot is None:
+                for each in self._places.values():
+                    each.tell_awaited(job is not None)
                 return
             path = self.output.new_path()
             self._table.apply(job, Event.START)
@@ -329,35 +331,16 @@ class Service:
             task.add_done_callback(self._work.pop)
 
     async def _carry_out(self, job: Job, slot: Slot, path: str) -> None:
-        looking = asyncio.ensure_future(self._look_after(job, slot, path))
-        timers = self._limit_time(slot)
-        retire = None
-        try:
-            with self._activity.ongoing():
-                patience = self._failures.patience(job.checksum, self._policy.input_timeout)
-                # It can have been canceled since this task was made.
-                outcome = CANCELED
-                if job.state is State.RUNNING:
-                    outcome = await slot.run(job.request, path, patience)
-                retire = outcome.retire
-                if outcome.remark is not None:
-                    _log.info("%s", outcome.remark, extra={"job": job.checksum})
-                if outcome.ending is Ending.RESULT and job.state is State.RUNNING:
-                    await self._record_if_alone(job, slot, outcome)
-        except (WorkerGone, WorkerLost) as loss:
-            outcome = self._give_back(job, loss)
-        except Exception as error:  # noqa: BLE001 - or callers would wait for ever
-            _log.exception("it could not be carried out", extra={"job": job.checksum})
-            what = f"{type(error).__name__}: {error}"
-            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
-        finally:
-            looking.cancel()
-            for timer in timers:
-                timer.cancel()
-            self.journal.named(job, slot.job_name)
-            del self._places[job.number]
-            slot.free(retire)
-        self.journal.moved(outcome.traffic)
+        with self._activity.ongoing():
+            outcome = await self._occupy(job, slot, path)
+            if outcome.unconfirmed and job.state is State.RUNNING:
+                receipt = slot.receipt()
+                self._dispatch()
+                # Shielded: who else waits for it is not to find it canceled.
+                outcome = await asyncio.shield(receipt)
+                self.journal.moved(outcome.traffic)
+                if not job.waiters:
+                    await self.note_unheard(job.request, outcome)
         printed = "" if outcome.ending in _NO_FAILURE else self.output.end_of(path)
         if job.state is State.QUEUED:
             self.output.discard(path)
@@ -370,13 +353,63 @@ class Service:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._dispatch()
 
-    async def _record_unheard(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
+    async def _occupy(self, job: Job, slot: Slot, path: str) -> Outcome:
+        """Run a job in the slot that is reserved for it, and free the slot.
+
+        The outcome is unconfirmed only for a job that somebody waits for.
+        """
+        looking = asyncio.ensure_future(self._look_after(job, slot, path))
+        timers = self._limit_time(slot)
+        retire, blocked = None, False
         try:
-            with self._activity.ongoing():
-                await self._record(slot, request, outcome)
+            patience = self._failures.patience(job.checksum, self._policy.input_timeout)
+            # It can have been canceled since this task was made.
+            outcome = CANCELED
+            if job.state is State.RUNNING:
+                outcome = await slot.run(job.request, path, patience)
+            retire = outcome.retire
+            self.journal.moved(outcome.traffic)
+            if outcome.remark is not None:
+                _log.info("%s", outcome.remark, extra={"job": job.checksum})
+            if outcome.unconfirmed and not job.waiters:
+                outcome = await asyncio.shield(slot.receipt())
+                self.journal.moved(outcome.traffic)
+            if outcome.ending is Ending.RESULT and job.state is State.RUNNING:
+                await self._record_if_alone(job, slot, outcome)
+        except (WorkerGone, WorkerLost, NotBegun) as loss:
+            outcome = self._give_back(job, loss)
+            # Another slot may have it sooner than this one, which can do nothing for the moment.
+            blocked = isinstance(loss, NotBegun)
+        except Exception as error:  # noqa: BLE001 - or callers would wait for ever
+            _log.exception("it could not be carried out", extra={"job": job.checksum})
+            what = f"{type(error).__name__}: {error}"
+            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
         finally:
-            slot.free()
-            self._dispatch()
+            looking.cancel()
+            for timer in timers:
+                timer.cancel()
+            self.journal.named(job, slot.job_name)
+            del self._places[job.number]
+            if blocked:
+                self._on_errand(slot, slot.settle())
+            else:
+                slot.free(retire)
+        return outcome
+
+    def _on_errand(self, slot: Slot, work: Coroutine[Any, Any, None]) -> None:
+        """Have `work` done, which is no job, and then free the slot, which is reserved for it."""
+
+        async def do() -> None:
+            try:
+                with self._activity.ongoing():
+                    await work
+            finally:
+                slot.free()
+                self._dispatch()
+
+        errand = asyncio.ensure_future(do())
+        self._errands.add(errand)  # the loop would not keep it from collection
+        errand.add_done_callback(self._errands.discard)
 
     async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
         """Mention once that a job waits for its input; keep what it prints within bounds."""
@@ -398,8 +431,8 @@ class Service:
         )
         return [asyncio.get_running_loop().call_later(limit, slot.condemn, verdict)]
 
-    def _give_back(self, job: Job, loss: WorkerGone | WorkerLost) -> Outcome:
-        """Queue a job again whose worker ended before the job's code began.
+    def _give_back(self, job: Job, loss: WorkerGone | WorkerLost | NotBegun) -> Outcome:
+        """Queue a job again whose worker ended, or handed it back, before the job's code began.
 
         One that has met that before is not tried a third time: it ends with what is returned.
         """
@@ -410,9 +443,10 @@ class Service:
                     Ending.LOST, message=f"{loss}It had been tried {job.losses} times.\n"
                 )
         if job.state is State.RUNNING:
-            _log.warning(
-                "goes back to the queue: its worker had ended", extra={"job": job.checksum}
-            )
+            why = "its worker had ended"
+            if isinstance(loss, NotBegun):
+                why = "the store has not taken the result of the job before it yet"
+            _log.warning("goes back to the queue: %s", why, extra={"job": job.checksum})
             self._table.apply(job, Event.REQUEUE)
             self.journal.requeued(job)
             if not job.waiters:

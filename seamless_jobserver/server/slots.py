@@ -11,6 +11,9 @@ that process touches the job in that slot alone. A slot outlives its workers:
 - The worker's end is noticed through its sentinel, whether or not a job runs.
 - A worker that is to end (a limit, a cancellation that reclaims) gets no other job, even when its
   present one ends by itself before it does.
+- A slot is free for the next job as soon as its worker is, which may be before the store has
+  confirmed the result of the last one (`receipts`). A worker that is to end for the next job's sake
+  has first to get that receipt. A job that has to wait for it too long is handed back: `NotBegun`.
 - A worker that dies before its job's own code began has done nothing of the job: `WorkerLost`.
   One that dies later may have died of the job, which is then never run again.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
@@ -43,7 +46,13 @@ from seamless_jobserver.messages import (
 from seamless_jobserver.processtree import ProcessId, children, kill_tree, reap, tree_memory
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server.guardian import Guardian
-from seamless_jobserver.server.workers import Worker, WorkerGone, WorkerLost, WorkerStartFailed
+from seamless_jobserver.server.workers import (
+    NotBegun,
+    Worker,
+    WorkerGone,
+    WorkerLost,
+    WorkerStartFailed,
+)
 
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
@@ -82,6 +91,7 @@ class Slot:
         self.worker: Worker | None = None
         self._last_name = ""
         self._turn = 0
+        self._owed: asyncio.Future[Outcome] | None = None
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for a job that `run` gets next."""
@@ -92,10 +102,11 @@ class Slot:
     async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
         """Run a job in this slot, which is reserved for it, and stays so until `free`.
 
-        What it prints goes to a new file; it waits for its inputs for some seconds.
+        What it prints goes to a new file; it waits for its inputs for some seconds. Of an
+        unconfirmed outcome `receipt` has the rest.
 
-        Raises `WorkerGone` when the worker ended before the job was handed to it, and `WorkerLost`
-        when it ended before the job's own code began.
+        Raises `WorkerGone` when the worker ended before the job was handed to it, `WorkerLost` when
+        it ended before the job's own code began, and `NotBegun`.
         """
         worker = self.worker
         if self.state is not SlotState.BUSY or worker is None:
@@ -104,7 +115,13 @@ class Slot:
             outcome = await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
             if outcome.holdings is not None:
                 self.holdings = frozenset(outcome.holdings)
+            if outcome.unconfirmed:
+                self._owed = asyncio.ensure_future(worker.receipt(outcome))
+            if outcome.ending is Ending.NOT_BEGUN:
+                raise NotBegun
             return outcome
+        except NotBegun:
+            raise
         except WorkerGone:
             self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise
@@ -129,6 +146,16 @@ class Slot:
             return Outcome(ending, message=f"The worker failed in an unforeseen way: {what}\n")
         finally:
             self._last_name = worker.job_name
+
+    def receipt(self) -> "asyncio.Future[Outcome]":
+        """Return what will be the confirmed outcome of the job that was run here last."""
+        assert self._owed is not None
+        return self._owed
+
+    async def settle(self) -> None:
+        """Return when no result of the worker of this slot is unconfirmed."""
+        if self._owed is not None:
+            await asyncio.wait({self._owed})
 
     async def record(self, request: RunRequest, result: str) -> str | None:
         """Have the worker of this slot, which is reserved, tell the database of a result.
@@ -182,10 +209,22 @@ class Slot:
         except (WorkerGone, BrokenExecutor):
             return None
 
+    def tell_awaited(self, waiting: bool) -> None:
+        """Tell the worker whether jobs wait for a slot."""
+        if self.worker is not None:
+            self.worker.tell_awaited(waiting)
+
     def condemn(self, verdict: str) -> None:
         """Kill the worker with its job, which ends with `verdict` as its message."""
-        if self.worker is not None:
-            self.worker.condemn(verdict)
+        worker = self.worker
+        if worker is None:
+            return
+        worker.doom(verdict)
+        if self._owed is None or self._owed.done():
+            worker.kill()
+        else:
+            # The job before has nothing to do with it.
+            self._owed.add_done_callback(lambda _: worker.kill())
 
     def reclaim(self, verdict: str) -> "asyncio.Task[None] | None":
         """Begin to end the worker with its job; `verdict` says why. It gets no other job.
@@ -195,7 +234,11 @@ class Slot:
         if self.worker is None:
             return None
         self.worker.doom(verdict)
-        return asyncio.ensure_future(self.worker.terminate())
+        return asyncio.ensure_future(self._terminate(self.worker))
+
+    async def _terminate(self, worker: Worker) -> None:
+        await self.settle()
+        await worker.terminate()
 
 
 class Slots:
@@ -345,6 +388,7 @@ class Slots:
             return
         worker.kill()
         how = await worker.describe_end()
+        worker.give_up_results(how)
         if worker.verdict is not None:
             _log.warning(
                 "worker %d (pid %d) was ended: %s", slot.number, worker.pid, worker.verdict

@@ -26,12 +26,19 @@ from seamless_jobserver.messages import (
 )
 from seamless_jobserver.processtree import ProcessId, kill_tree, terminate_tree
 from seamless_jobserver.progress import Phase, Progress
+from seamless_jobserver.receipts import Receipts
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
 
 START_LIMIT: Final = 180.0
 """Seconds for a worker to import its packages, which takes long from a busy network disk."""
 END_LIMIT: Final = 5.0
 """Seconds to wait for the exit code of a worker whose end was noticed."""
+_RECEIPT_MARGIN: Final = 60.0
+"""Seconds beyond `WorkerSettings.store_timeout` for a worker to say what became of a result."""
+_UNCONFIRMED: Final = (
+    "The worker process that had run this job ended before the store had confirmed its result.\n"
+)
+_NO_RECEIPT: Final = "The worker did not say whether the store has taken a result."
 TERMINATION_LIMIT: Final = 2.0
 """Seconds between SIGTERM and SIGKILL for a worker whose job is reclaimed."""
 
@@ -44,6 +51,10 @@ class WorkerGone(Exception):
 
 class WorkerLost(Exception):
     """The worker ended with the job, before the job's own code began; the message says how."""
+
+
+class NotBegun(Exception):
+    """The worker has handed the job back, and can take none until its last result is confirmed."""
 
 
 class WorkerStartFailed(Exception):
@@ -64,9 +75,11 @@ class Worker:
         """
         self._program = program
         self._directory = directory
+        self._receipt_limit = settings.store_timeout + _RECEIPT_MARGIN
         try:
             os.mkdir(directory, 0o700)
             self._progress = Progress(directory, create=True)
+            self._receipts = Receipts(directory)
         except OSError as error:
             raise WorkerStartFailed(f"{directory} cannot be made: {error}") from error
         self._kills = OutOfMemoryKills()
@@ -125,6 +138,7 @@ class Worker:
             raise WorkerStartFailed(f"it ended by {await self.describe_end()}") from None
         if cause is not None:
             raise WorkerStartFailed(cause)
+        self._receipts.listen()
 
     def submit(
         self, request: RunRequest, output_path: str, input_timeout: float
@@ -137,6 +151,15 @@ class Worker:
             return self._executor.submit(self._program.run_job, request, output_path, input_timeout)
         except (BrokenExecutor, RuntimeError) as error:
             raise WorkerGone from error
+
+    async def receipt(self, outcome: Outcome) -> Outcome:
+        """Return what an unconfirmed `outcome` of this worker has come to, when that is known."""
+        number = outcome.runtime["worker_execution_index"]
+        receipt = self._receipts.of(number)
+        done, _ = await asyncio.wait({receipt}, timeout=self._receipt_limit)
+        if not done:
+            self.condemn(_NO_RECEIPT)
+        return await receipt
 
     def record(self, request: RunRequest, result: str) -> "Future[str | None]":
         """Have the worker tell the database. Raises `WorkerGone` when it has ended."""
@@ -156,6 +179,10 @@ class Worker:
     def phase(self) -> Phase:
         """How far the worker is with the job that it was handed last."""
         return self._progress.phase
+
+    def tell_awaited(self, waiting: bool) -> None:
+        """Say whether other jobs wait for a worker."""
+        self._progress.awaited = waiting
 
     @property
     def job_name(self) -> str:
@@ -195,8 +222,14 @@ class Worker:
             await loop.run_in_executor(None, self._process.join, TERMINATION_LIMIT)
         self.kill()
 
+    def give_up_results(self, how: str) -> None:
+        """Let the results that were not confirmed go with the worker, which has ended by `how`."""
+        why = f"{self.verdict}\n" if self.verdict is not None else f"It ended by {how}.\n"
+        self._receipts.close(f"{_UNCONFIRMED}{why}")
+
     def forget(self) -> None:
         """Give back what this side holds of a worker that has ended."""
+        self._receipts.close(_UNCONFIRMED)
         self._progress.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -5,10 +5,11 @@ functions of plain arguments, they return plain data, and they never raise: an e
 pickled back with whatever it refers to. `record_result` follows a job that nobody waits for, and
 `check_store` runs when somebody asks whether all is well.
 
-Three threads matter in a worker. The main thread runs the jobs, so that signal handlers, ``fork``
-and libraries that insist on the main thread work for user code as in a script. The staging thread
-moves buffers. A watcher waits for the server to disappear, and then takes the worker and all that
-its jobs have started along.
+These threads matter in a worker. The main thread runs the jobs, so that signal handlers, ``fork``
+and libraries that insist on the main thread work for user code as in a script. Two others move
+buffers (`staging`), and one tells the server of results that the store has confirmed since
+(`confirmations`). A watcher waits for the server to disappear, and then takes the worker and all
+that its jobs have started along.
 """
 
 import asyncio
@@ -90,6 +91,7 @@ class _Worker:
         from seamless_config.select import select_record
 
         from seamless_jobserver.worker.capture import OutputCapture
+        from seamless_jobserver.worker.confirmations import Confirmations
         from seamless_jobserver.worker.execution import Execution
         from seamless_jobserver.worker.isolation import Surroundings
         from seamless_jobserver.worker.measure import Meter
@@ -106,7 +108,8 @@ class _Worker:
         folder = store_folder(settings.clients)
         self._staging = Staging(settings.store_timeout, settings.cache_size, folder)
         self._execution = Execution(self._staging, Safekeeping(settings.clients))
-        self._meter = Meter()
+        self._confirmations = Confirmations(directory, self._staging.take_traffic)
+        self._meter = Meter(lambda: self._staging.storing_seconds)
         take_over(settings, self._execution.run_and_store, self._meter)
         settle()
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
@@ -132,9 +135,21 @@ class _Worker:
                 self._progress.enter,
                 self._progress.call,
                 self._mend,
+                self._confirmations.settle,
             )
             retire = self._surroundings.restore(self._staging.kept)
-            outcome = ended()
+            if (
+                retire is None
+                and ended.soon is not None
+                # Else it would only cost an answer more.
+                and self._progress.awaited
+                and self._confirmations.possible()
+            ):
+                outcome = dataclasses.replace(ended.soon, unconfirmed=True)
+                number = ended.soon.runtime["worker_execution_index"]
+                self._confirmations.follow(number, ended.wait)
+            else:
+                outcome = ended.wait()
             # It refers to the result, which would be taken for growth for good.
             del ended
             if retire is not None:

@@ -4,12 +4,13 @@ The result is written to the store and confirmed before the outcome is returned,
 ever reported that a crash a moment later could lose. `run_transformation_dict` is therefore asked
 to keep the result's buffer to itself (``scratch=True``) instead of handing it to Seamless's
 background writer. Storing takes longer than anything else in a small job: it is begun here, and
-while the store works the worker puts in order what the job has changed.
+while the store works the worker puts in order what the job has changed, and makes the next job
+ready (`seamless_jobserver.receipts`).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from seamless import Buffer, CacheMissError, Checksum
 from seamless.caching.buffer_cache import get_buffer_cache
@@ -23,6 +24,7 @@ from seamless_transformer.transformation_utils import is_deep_celltype, tf_get_b
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
+from seamless_jobserver.worker.confirmations import StoreBusy
 from seamless_jobserver.worker.measure import Measurement, Meter, ThreadMeasurement
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.naming import name_of
@@ -39,18 +41,31 @@ from seamless_jobserver.worker.staging import (
     held_leaves,
 )
 
-Ended = Callable[[], Outcome]
-"""Waits until the result is safe, and says how the job ended. Does not raise; call it once."""
+
+class Ended(NamedTuple):
+    """How a job ended. `wait`, to be called once, waits until its result is safe, and says so.
+
+    `soon` is what it will say if the store takes the result, when that is small and all that there
+    is to wait for.
+    """
+
+    wait: Callable[[], Outcome]
+    soon: Outcome | None = None
+
 
 _ENDINGS: Final = {
     InputMissing: Ending.INPUT_MISSING,
     InputUndelivered: Ending.INPUT_UNDELIVERED,
     StoreUnavailable: Ending.STORE_FAILED,
+    StoreBusy: Ending.NOT_BEGUN,
 }
 _UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
 _NOT_STORED: Final = "the store did not take the transformation itself, whose result is scratch"
 _PATIENCE: Final = 10.0
 """Seconds for the store to take what no caller waits for."""
+_SMALL: Final = 2**20
+"""Bytes of a result that may be in memory while the next job is made ready, whose memory is not
+measured so exactly then."""
 
 
 class Execution:
@@ -68,12 +83,14 @@ class Execution:
         enter: Callable[[Phase], None],
         call: Callable[[str], None],
         mend: Callable[[], None],
+        settle: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Run the transformation of `request` and begin to store its result. Never raises.
 
         `input_timeout` is in seconds; `enter` is called as each phase of the job begins, `call`
         with what a person would call the job, as soon as that is known, and `mend` when its code
-        has ended, in whichever way, before anything else is done.
+        has ended, in whichever way, before anything else is done. `settle` waits for the result of
+        the job before, and may raise `StoreBusy`.
         """
         self._staging.begin_job()
         measurement = meter.start(lambda: self._staging.kept_from_earlier)
@@ -85,23 +102,33 @@ class Execution:
             enter(phase)
 
         try:
-            stored = self._run(request, input_timeout, measurement, note, call, mend)
+            stored = self._run(
+                request,
+                input_timeout,
+                measurement,
+                note,
+                call,
+                mend,
+                lambda: measurement.leave_out(settle),
+            )
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             ending, message = _explain(error, request, began=began)
             failed = Outcome(ending, message=message, runtime=measurement.finish())
-            return lambda: failed
+            if ending is Ending.NOT_BEGUN:
+                meter.take_back()
+            return Ended(lambda: failed)
         finally:
             end_loops()
             let_go()
 
         def wait() -> Outcome:
             try:
-                return stored()
+                return stored.wait()
             except Exception as error:  # noqa: BLE001 - it becomes the outcome
                 ending, message = _explain(error, request, began=True)
                 return Outcome(ending, message=message, runtime=measurement.finish())
 
-        return wait
+        return Ended(wait, stored.soon)
 
     def run_and_store(
         self,
@@ -114,7 +141,7 @@ class Execution:
         Raises whatever the job's code raises, and `InputMissing`, `InputUndelivered`,
         `StoreUnavailable` and Seamless's own errors.
         """
-        return self._run(request, input_timeout, measurement)()
+        return self._run(request, input_timeout, measurement).wait()
 
     def _run(
         self,
@@ -124,26 +151,33 @@ class Execution:
         enter: Callable[[Phase], None] = lambda _phase: None,
         call: Callable[[str], None] = lambda _name: None,
         mend: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> Ended:
-        """Run a transformation and begin to store its result; raises as `run_and_store` does."""
+        """Run a transformation and begin to store its result; raises as `run_and_store` does.
+
+        `settle` is called before anything of it needs a server, and before its code begins.
+        """
         if not request.scratch and not buffer_remote.has_write_server():
             # Found out before the work, not after it.
             raise StoreUnavailable(NO_STORE)
         kept = None if request.scratch else self._safekeeping.find(request)
         if kept is not None:
+            settle()
             enter(Phase.STORING)
             measurement.finish()  # for its threads; what counts is what was measured then
             delivered = self._safekeeping.deliver(kept, self._staging)
             if delivered is not None:
-                return lambda: delivered
+                return Ended(lambda: delivered)
         enter(Phase.FETCHING)
         inputs = self._staging.fetch(
             needs(request.transformation, request.dunder),
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
+            settle,
         )
         measurement.inputs_fetched()
         call(name_of(request.transformation))
+        settle()
         probes = record.probe_context(request, self._staging, input_timeout)
         enter(Phase.RUNNING)
         try:
@@ -162,7 +196,7 @@ class Execution:
             self._staging.forget(inputs)
         if parse_remote_job_written(result) is not None:
             written = Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
-            return lambda: written
+            return Ended(lambda: written)
         checksum = Checksum(result)
         del inputs  # their memory is free for the result's way out
         enter(Phase.STORING)
@@ -192,7 +226,7 @@ class Execution:
         the result of. That is not worth a failure.
         """
         if itself is None or not buffer_remote.has_write_server():
-            return lambda: outcome
+            return Ended(lambda: outcome)
         begun = self._staging.begin_to_store([itself], _PATIENCE)
 
         def wait() -> Outcome:
@@ -202,7 +236,7 @@ class Execution:
                 return dataclasses.replace(outcome, remark=_NOT_STORED)
             return outcome
 
-        return wait
+        return Ended(wait)
 
     def _begin_to_store(
         self,
@@ -245,7 +279,8 @@ class Execution:
                 raise keep_safe(error) from error
             return outcome
 
-        return wait
+        small = sum(map(len, wholes)) <= _SMALL
+        return Ended(wait, outcome if small else None)
 
 
 def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple[Ending, str]:

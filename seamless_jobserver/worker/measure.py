@@ -1,7 +1,9 @@
 """What one job used, measured in the process that ran it, children included.
 
 A worker runs one job at a time, so the difference between two readings of the process's clocks is
-the job's. Peak memory is not a difference: `memorypeak` says how it is found.
+the job's. Left out is what the thread that stores results has used, which may still be at work for
+the job before, and the time for which a job waits for that. Peak memory is not a difference:
+`memorypeak` says how it is found.
 
 A nested transformation that runs inside the process of its job, in a thread of its own, is measured
 by that thread's clock. The children that it waits for are counted with it for as long as no other
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,10 @@ from seamless_jobserver.worker.memorypeak import MemoryPeak
 class Meter:
     """Measures the jobs of this process, one at a time; make one in each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, storing_seconds: Callable[[], float] = lambda: 0.0) -> None:
+        """`storing_seconds` returns what storing results has taken of a processor so far."""
         self._executions = 0
+        self._storing_seconds = storing_seconds
         self._process = {
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
@@ -55,7 +60,12 @@ class Meter:
         facts = {**self._process, "worker_execution_index": self._executions}
         gpu = start_gpu_memory_sampler() if self._has_gpu_library else None
         self._memory.start(kept)
-        return Measurement(facts, self._memory, lambda: stop_gpu_memory_sampler(gpu))
+        stop_gpu = partial(stop_gpu_memory_sampler, gpu)
+        return Measurement(facts, self._memory, stop_gpu, self._storing_seconds)
+
+    def take_back(self) -> None:
+        """Do not count the job that was started last: it has not begun."""
+        self._executions -= 1
 
     @contextmanager
     def measure_thread(self) -> "Iterator[ThreadMeasurement]":
@@ -74,14 +84,22 @@ class Measurement:
         facts: dict[str, Any],
         memory: MemoryPeak,
         stop_gpu: Callable[[], int | None],
+        storing_seconds: Callable[[], float],
     ) -> None:
         self._facts = facts
         self._memory = memory
         self._stop_gpu = stop_gpu
+        self._storing_seconds = storing_seconds
         self._result: dict[str, Any] | None = None
         self._started_at = datetime.now(timezone.utc)
         self._cpu = self._cpu_seconds()
         self._wall = time.perf_counter()
+
+    def leave_out(self, wait: Callable[[], None]) -> None:
+        """Call `wait`, and do not count the time that it takes."""
+        begun = time.perf_counter()
+        wait()
+        self._wall += time.perf_counter() - begun
 
     def finish(self) -> dict[str, Any]:
         """Return times in seconds, memory in bytes, moments in UTC to the second."""
@@ -93,7 +111,8 @@ class Measurement:
                 "started_at": _utc(self._started_at),
                 "finished_at": _utc(datetime.now(timezone.utc)),
                 "wall_time_seconds": round(wall, 6),
-                "cpu_user_seconds": round(user - self._cpu[0], 6),
+                # Storing is taken off the one, and may have been the other.
+                "cpu_user_seconds": round(max(0.0, user - self._cpu[0]), 6),
                 "cpu_system_seconds": round(system - self._cpu[1], 6),
                 "memory_peak_bytes": self._memory.so_far(),
                 "gpu_memory_peak_bytes": self._stop_gpu(),
@@ -104,11 +123,12 @@ class Measurement:
     def _cpu_seconds(self) -> tuple[float, float]:
         """Return user and system time of this process and of the children that it waited for.
 
-        Without those of the sampler, which is ours and not the job's.
+        Without those of the sampler and of storing, which are ours and not the job's.
         """
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         user, system = self._memory.cpu_seconds
+        user += self._storing_seconds()
         return own.ru_utime + children.ru_utime - user, own.ru_stime + children.ru_stime - system
 
     def inputs_fetched(self) -> None:

@@ -1,8 +1,10 @@
 """A job's buffers: in from the read folder or the hashserver, out to the hashserver, confirmed.
 
-One thread, "jobserver-staging", runs an event loop for as long as the worker lives, so that the
-connections to the store stay open from job to job. (`Checksum.resolve` makes a new loop and a new
-connection each time.) The thread that runs the jobs hands it coroutines and waits:
+Two threads, "jobserver-staging" for what comes in and "jobserver-storing" for what goes out, each
+run an event loop for as long as the worker lives, so that the connections to the store stay open
+from job to job. (`Checksum.resolve` makes a new loop and a new connection each time.) They are two,
+so that what storing a result costs can be told from what the next job does meanwhile. The thread
+that runs the jobs hands them coroutines and waits:
 
 - *In*: all buffers that a job needs are fetched together, and a list of them is returned. Seamless
   keeps fetched buffers in a weak cache: they are found there for as long as the list is held, and
@@ -24,6 +26,7 @@ a deep result, as soon as they are made; storing them keeps that promise before 
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -91,21 +94,22 @@ class Staging:
         self._nearby = Nearby(cache_size)
         # Threads of nested transformations count too; a count that is off by one does no harm.
         self._traffic = Traffic()
-        self._loop = asyncio.new_event_loop()
-        # Files are read in threads of this pool, which by their name are told from a job's own.
-        self._files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
-        self._loop.set_default_executor(self._files)
-        self._thread = threading.Thread(target=self._serve, name="jobserver-staging", daemon=True)
-        self._thread.start()
+        self._inward = _Lane("jobserver-staging")
+        self._outward = _Lane("jobserver-storing")
 
     def fetch(
-        self, needs: Iterator[Need], timeout: float, waiting: Callable[[], None]
+        self,
+        needs: Iterator[Need],
+        timeout: float,
+        waiting: Callable[[], None],
+        before_asking: Callable[[], None] = lambda: None,
     ) -> list[seamless.Buffer]:
         """Fetch all buffers of `needs` and return them; hold the list while the job runs.
 
         The leaves of a ``folder`` come along, as the job gets their contents. `timeout` is the
-        input timeout, in seconds; `waiting` is called when it takes longer than a moment. Raises
-        `InputMissing`, `InputUndelivered` or `StoreUnavailable`.
+        input timeout, in seconds; `waiting` is called when it takes longer than a moment, and
+        `before_asking` before a server is asked for what is not at hand. Raises `InputMissing`,
+        `InputUndelivered` or `StoreUnavailable`.
         """
         wanted = list(needs)
         # Held until the loop has found them in Seamless's weak cache.
@@ -113,6 +117,7 @@ class Staging:
         if complete:
             self._count(Traffic(cache_hits=len(near)))
             return near
+        before_asking()
         fetched = self.call(_fetch_all(wanted, timeout, waiting))
         self._nearby.keep(fetched)
         staged = sum(map(len, fetched)) - sum(map(len, near))
@@ -138,7 +143,7 @@ class Staging:
         if not wanted:
             return lambda: None
         limit = self._store_timeout if patience is None else min(patience, self._store_timeout)
-        under_way = self._begin(_together([_store(buffer, limit) for buffer in wanted]))
+        under_way = self._outward.begin(_together([_store(buffer, limit) for buffer in wanted]))
 
         def wait() -> None:
             under_way()
@@ -184,15 +189,39 @@ class Staging:
         """Return what `InputCache.news_of_large` does."""
         return self._nearby.cache.news_of_large()
 
+    @property
+    def storing_seconds(self) -> float:
+        """What storing has taken of a processor so far, in seconds."""
+        return self._outward.processor_seconds
+
+    def call(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine on the staging loop, with its open connections, and wait for it."""
+        return self._inward.begin(work)()
+
+
+class _Lane:
+    """An event loop in a thread of its own, which lives as long as the process."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        # Files are read in threads of this pool, which by their name are told from a job's own.
+        files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
+        self._loop.set_default_executor(files)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def call(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on the staging loop, with its open connections, and wait for it."""
-        return self._begin(work)()
+    @property
+    def processor_seconds(self) -> float:
+        """What the thread has taken of a processor so far (pthread_getcpuclockid(3))."""
+        assert self._thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
-    def _begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
+    def begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
+        """Begin to run a coroutine on the loop; return what waits for its result."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
 
         def wait() -> Result:
