@@ -3,7 +3,10 @@
 Capturing at the level of the descriptors catches what Python, C libraries and subprocesses write.
 For the time of a job both descriptors point at a file of that job alone, opened for appending:
 standard output and standard error keep the order in which they came, a process that a job left
-behind goes on writing to *its* file, and the server can read the file when the worker is dead.
+left behind goes on writing to *its* file, and the server can read the file when the worker is dead.
+
+Making a file takes a disk longer than a small job takes. So the next job's file is made while the
+store takes the result of the last one, by a thread of its own, and later only gets its name.
 
 Three buffers lie between a job and the descriptors: Python's own, which is flushed here; that of
 the C library, flushed through ``fflush(NULL)``; and those of subprocesses, which are theirs.
@@ -14,11 +17,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, TextIO
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
 
 
 class OutputCapture:
@@ -27,7 +32,12 @@ class OutputCapture:
     Make one in each worker process, from the thread that runs the jobs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str) -> None:
+        """In `directory`, which is the worker's, the files of the jobs to come are made."""
+        self._blank = os.path.join(directory, "output")
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="jobserver-capture")
+        self._made: Future[None] | None = None
+        self.make_next()
         self._libc = ctypes.CDLL(None)
         self._file: int | None = None
         self._stdout = _stream(_STDOUT)
@@ -36,7 +46,7 @@ class OutputCapture:
 
     @contextmanager
     def to_file(self, path: str) -> Iterator[None]:
-        """Send all output to the file at `path`, which is created, until the block ends.
+        """Send all output to a new file at `path` until the block ends.
 
         Raises OSError when the file cannot be created; the output then goes nowhere new.
         """
@@ -46,7 +56,7 @@ class OutputCapture:
                 opened.callback(os.close, descriptor)
                 return descriptor
 
-            file = held(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600))
+            file = held(self._take(path))
             before = held(os.dup(_STDOUT)), held(os.dup(_STDERR))
             try:
                 self._flush()
@@ -59,6 +69,21 @@ class OutputCapture:
                 os.dup2(before[0], _STDOUT)
                 os.dup2(before[1], _STDERR)
                 self._install()
+
+    def make_next(self) -> None:
+        """Begin to make the next job's file, if there is none."""
+        if self._made is None:
+            self._made = self._maker.submit(_make, self._blank)
+
+    def _take(self, path: str) -> int:
+        """Return the descriptor of a new file at `path`, which nobody else writes to."""
+        made, self._made = self._made, None
+        if made is not None:
+            with suppress(OSError):
+                made.result()
+                os.rename(self._blank, path)
+                return os.open(path, _APPEND | os.O_NOFOLLOW)
+        return os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, 0o600)
 
     def mend(self) -> None:
         """Point both descriptors at the present job's file again, if a job has closed them.
@@ -87,6 +112,11 @@ class OutputCapture:
         _flush_quietly(self._stdout)
         _flush_quietly(self._stderr)
         self._libc.fflush(None)
+
+
+def _make(path: str) -> None:
+    # It is closed again: a job may close whatever is open, and open something else in its place.
+    os.close(os.open(path, _APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600))
 
 
 def _flush_quietly(stream: Any) -> None:

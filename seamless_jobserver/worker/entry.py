@@ -104,7 +104,7 @@ class _Worker:
         seamless.config.set_remote_clients(settings.clients, in_remote=True)
         select_record(settings.record)  # last: what comes before may reset it
         self._progress = Progress(directory)
-        self._capture = OutputCapture()
+        self._capture = OutputCapture(directory)
         folder = store_folder(settings.clients)
         self._staging = Staging(settings.store_timeout, settings.cache_size, folder)
         self._execution = Execution(self._staging, Safekeeping(settings.clients))
@@ -138,6 +138,7 @@ class _Worker:
                 self._confirmations.settle,
             )
             retire = self._surroundings.restore(self._staging.kept)
+            self._capture.make_next()
             if (
                 retire is None
                 and ended.soon is not None
