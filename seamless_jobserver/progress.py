@@ -1,9 +1,9 @@
-"""How far a worker is with its job, what a person would call the job, and whether others wait.
+"""How far a worker is with its job, and what a person would call the job.
 
-A byte from each side, and a short text behind them, in a file that both sides map into memory:
-telling costs a store, and the server learns it without asking, also when the worker is stuck, or
-dead. The server owns the file: it makes one for each worker, sets it back before it hands over a
-job, and removes it with the worker.
+One byte, and a short text behind it, in a file that both sides map into memory: telling costs the
+worker a store, and the server learns it without asking, also when the worker is stuck, or dead. The
+server owns the file: it makes one for each worker, sets it back before it hands over a job, and
+removes it with the worker.
 """
 
 import enum
@@ -38,8 +38,6 @@ _WORDS: Final = {
 }
 
 
-_PHASE, _AWAITED, _TEXT = 0, 1, 2
-"""Where in the file what begins."""
 _NAME: Final = 160
 """Bytes that a name may have; a NUL ends it."""
 
@@ -53,8 +51,8 @@ class Progress:
         descriptor = os.open(os.path.join(directory, "progress"), flags, 0o600)
         try:
             if create:
-                os.ftruncate(descriptor, _TEXT + _NAME)
-            self._map = mmap.mmap(descriptor, _TEXT + _NAME)
+                os.ftruncate(descriptor, 1 + _NAME)
+            self._map = mmap.mmap(descriptor, 1 + _NAME)
         finally:
             os.close(descriptor)
         self._last = Phase.HANDED_OVER
@@ -63,32 +61,23 @@ class Progress:
     @property
     def phase(self) -> Phase:
         """The phase that was entered last, also after `close`."""
-        return self._last if self._map.closed else Phase(self._map[_PHASE])
+        return self._last if self._map.closed else Phase(self._map[0])
 
     @property
     def name(self) -> str:
         """What the present job was called last, also after `close`; empty when nobody has said."""
         if self._map.closed:
             return self._last_name
-        return self._map[_TEXT:].partition(b"\0")[0].decode("utf-8", errors="ignore")
+        return self._map[1:].partition(b"\0")[0].decode("utf-8", errors="ignore")
 
     def enter(self, phase: Phase) -> None:
         """Say that `phase` begins."""
-        self._map[_PHASE] = phase
-
-    @property
-    def awaited(self) -> bool:
-        """Whether other jobs wait for a worker."""
-        return bool(self._map[_AWAITED])
-
-    @awaited.setter
-    def awaited(self, waiting: bool) -> None:
-        self._map[_AWAITED] = waiting
+        self._map[0] = phase
 
     def call(self, name: str) -> None:
         """Say what the present job is called; a long name is cut."""
         encoded = name.encode("utf-8", errors="ignore").replace(b"\0", b"")[:_NAME]
-        self._map[_TEXT:] = encoded.ljust(_NAME, b"\0")
+        self._map[1:] = encoded.ljust(_NAME, b"\0")
 
     def close(self) -> None:
         """Give the mapping back."""

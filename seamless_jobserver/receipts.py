@@ -1,7 +1,7 @@
 """Receipts: what a worker says of a result that it told of before the store had confirmed it.
 
-While the store takes a small result, its worker is free, and the way to the next job takes about as
-long as the store does. So when jobs wait, the worker answers at once, with an outcome that is
+While the store takes a small result, its worker is free, and the way to the server and back takes
+about as long as the store does. So the worker answers at once, with an outcome that is
 *unconfirmed*, gets the next job, and makes it ready. The receipt follows over a named pipe in the
 worker's directory, a line of JSON for each. It is waited for on both sides:
 

@@ -34,7 +34,6 @@ class FakeSlot:
         self.patience = []
         self.recorded = []
         self.doomed = None
-        self.awaited = False
         self.end = None
 
     def reserve(self):
@@ -51,9 +50,6 @@ class FakeSlot:
 
     def free(self, _retire=None):
         self.busy = False
-
-    def tell_awaited(self, waiting):
-        self.awaited = waiting
 
     def reclaim(self, verdict):
         self.doomed = verdict

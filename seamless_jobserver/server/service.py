@@ -318,8 +318,6 @@ class Service:
             job = self._table.next_queued()
             slot = None if job is None else self._slots.idle(job.inputs)
             if job is None or slot is None:
-                for each in self._places.values():
-                    each.tell_awaited(job is not None)
                 return
             path = self.output.new_path()
             self._table.apply(job, Event.START)

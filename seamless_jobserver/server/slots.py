@@ -209,11 +209,6 @@ class Slot:
         except (WorkerGone, BrokenExecutor):
             return None
 
-    def tell_awaited(self, waiting: bool) -> None:
-        """Tell the worker whether jobs wait for a slot."""
-        if self.worker is not None:
-            self.worker.tell_awaited(waiting)
-
     def condemn(self, verdict: str) -> None:
         """Kill the worker with its job, which ends with `verdict` as its message."""
         worker = self.worker

@@ -180,10 +180,6 @@ class Worker:
         """How far the worker is with the job that it was handed last."""
         return self._progress.phase
 
-    def tell_awaited(self, waiting: bool) -> None:
-        """Say whether other jobs wait for a worker."""
-        self._progress.awaited = waiting
-
     @property
     def job_name(self) -> str:
         """What the worker calls that job; empty as long as it does not know."""

@@ -139,13 +139,7 @@ class _Worker:
             )
             retire = self._surroundings.restore(self._staging.kept)
             self._capture.make_next()
-            if (
-                retire is None
-                and ended.soon is not None
-                # Else it would only cost an answer more.
-                and self._progress.awaited
-                and self._confirmations.possible()
-            ):
+            if retire is None and ended.soon is not None and self._confirmations.possible():
                 outcome = dataclasses.replace(ended.soon, unconfirmed=True)
                 number = ended.soon.runtime["worker_execution_index"]
                 self._confirmations.follow(number, ended.wait)

@@ -47,6 +47,8 @@ _AT_ONCE: Final = 16
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 10.0
 """Seconds between attempts at a store that is away, or that somebody else is sending to."""
+_HEAD_START: Final = 0.05
+"""Seconds that whoever begins a transfer waits at the most before going on."""
 _NOTICE: Final = 0.5
 """Seconds of fetching after which a job counts as waiting for input."""
 _ATTEMPT: Final = 60.0
@@ -222,7 +224,16 @@ class _Lane:
 
     def begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
         """Begin to run a coroutine on the loop; return what waits for its result."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        begun = threading.Event()
+
+        async def run() -> Result:
+            self._loop.call_soon(begun.set)
+            return await work
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        # Until its first request has left. This thread would otherwise go on, and hold the
+        # interpreter for the longer part of what the store needs.
+        begun.wait(_HEAD_START)
 
         def wait() -> Result:
             try:
