@@ -695,6 +695,44 @@ class StoreAway(Faults):
         self.assertEqual(self.value(answer.result(PATIENCE)), 1)
         self.assertEqual(self.runs(), 1)
 
+    def test_the_next_job_is_begun_only_when_the_store_has_taken_the_result_before(self):
+        server, request, answer = self.begin()
+        following = self.traced("    return a + 10\n", a=1)
+        self.store.signal_hashserver(signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as other:
+            try:
+                self.gate.touch()
+                self.await_phase(server, request, "storing the result")
+                later = other.submit(server.run, following)
+                wait_until(lambda: "has not taken the result of" in server.log, "it is handed back")
+                wait_until(lambda: self.status(server)["waiting_count"], "it waits again")
+                self.still_waits(answer, 0.5)
+                self.assertEqual(self.runs(), 1)
+            finally:
+                self.store.signal_hashserver(signal.SIGCONT)
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+            outcome = later.result(PATIENCE)
+        self.assertEqual(self.value(outcome), 11)
+        runtime = outcome.json["record_runtime"]
+        self.assertEqual(runtime["worker_execution_index"], 2)
+        self.assertLess(runtime["wall_time_seconds"], 0.5)
+        self.assertEqual(self.runs(), 2)
+
+    def test_a_worker_that_is_killed_before_the_store_has_taken_its_result_says_so(self):
+        server, request, answer = self.begin()
+        self.store.signal_hashserver(signal.SIGSTOP)
+        try:
+            self.gate.touch()
+            self.await_phase(server, request, "storing the result")
+            (worker,) = self.worker_pids(server)
+            os.kill(worker, signal.SIGKILL)
+            lost = answer.result(PATIENCE)
+        finally:
+            self.store.signal_hashserver(signal.SIGCONT)
+        self.assertEqual(lost.status, 500)
+        self.assertIn("signal 9 SIGKILL", lost.text)
+        self.assertEqual(self.runs(), 1)
+
     def test_a_result_is_offered_again_to_a_store_that_goes_on_hanging(self):
         front, parameters = self.front()
         env = constants(self.home, {"worker.staging._ATTEMPT": 0.2})

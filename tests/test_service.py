@@ -1,6 +1,7 @@
 """The service without processes: slots that a test controls, and a policy with short times."""
 
 import asyncio
+import dataclasses
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,7 +14,7 @@ from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import State
 from seamless_jobserver.server.service import Policy, Service
-from seamless_jobserver.server.workers import WorkerGone, WorkerLost
+from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
 RESULT = Outcome(Ending.RESULT, result_checksum="cd" * 32)
 
@@ -34,6 +35,8 @@ class FakeSlot:
         self.patience = []
         self.recorded = []
         self.doomed = None
+        self.owed = None
+        self.settled = asyncio.Event()
         self.end = None
 
     def reserve(self):
@@ -44,6 +47,18 @@ class FakeSlot:
         self.patience.append(input_timeout)
         self.end = asyncio.get_running_loop().create_future()
         return await self.end
+
+    def receipt(self):
+        return self.owed
+
+    def owe(self):
+        """End the run with an outcome that is not confirmed yet."""
+        self.owed = asyncio.get_running_loop().create_future()
+        self.end.set_result(dataclasses.replace(RESULT, unconfirmed=True))
+        return self.owed
+
+    async def settle(self):
+        await self.settled.wait()
 
     async def record(self, request, result):
         self.recorded.append((request.checksum, result))
@@ -169,6 +184,90 @@ class Callers(ServiceCase):
         await self.until_state(request("2"), State.LOST)
         first.end.set_result(RESULT)
         await blocking
+
+
+class Unconfirmed(ServiceCase):
+    async def test_the_slot_is_free_at_once_and_the_caller_waits_for_the_receipt(self):
+        (slot,) = self.slots.slots
+        first, second = await self.call(request("1")), await self.call(request("2"))
+        receipt = slot.owe()
+        await self.settle()
+        self.assertEqual([one.checksum[0] for one in slot.runs], ["1", "2"])
+        self.assertFalse(first.done())
+        self.assertIs(await self.service.status(request("1").checksum), State.RUNNING)
+        receipt.set_result(RESULT)
+        self.assertEqual((await first).result_checksum, RESULT.result_checksum)
+        slot.end.set_result(RESULT)
+        await second
+
+    async def test_a_result_that_is_lost_with_its_worker_is_told_and_not_computed_again(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        receipt = slot.owe()
+        await self.settle()
+        receipt.set_result(Outcome(Ending.CRASHED, message="it ended"))
+        self.assertIs((await first).ending, Ending.CRASHED)
+        self.assertEqual(len(slot.runs), 1)
+
+    async def test_one_that_is_canceled_meanwhile_ends_at_once_and_leaves_the_next_job_alone(self):
+        await self.make(reclaim_canceled=True)
+        (slot,) = self.slots.slots
+        first, second = await self.call(request("1")), await self.call(request("2"))
+        receipt = slot.owe()
+        await self.settle()
+        await self.service.cancel(request("1").checksum)
+        self.assertIs((await first).ending, Ending.CANCELED)
+        self.assertIsNone(slot.doomed)
+        receipt.set_result(RESULT)
+        slot.end.set_result(RESULT)
+        self.assertIs((await second).ending, Ending.RESULT)
+
+    async def test_it_is_recorded_also_when_its_last_caller_goes_meanwhile(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        receipt = slot.owe()
+        await self.settle()
+        await self.leave(first)
+        receipt.set_result(RESULT)
+        await self.until_state(request("1"), State.DONE)
+        await self.settle()
+        self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
+        self.assertFalse(slot.busy)
+
+    async def test_without_callers_it_is_recorded_before_its_slot_is_free(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        await self.leave(first)
+        receipt = slot.owe()
+        await self.settle()
+        self.assertTrue(slot.busy)
+        receipt.set_result(RESULT)
+        await self.until_state(request("1"), State.DONE)
+        self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
+
+    async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
+        await self.make(slots=2)
+        first, second = self.slots.slots
+        second.busy = True
+        job = await self.call(request("1"))
+        first.end.set_exception(NotBegun())
+        await self.settle()
+        self.assertIs(await self.service.status(request("1").checksum), State.QUEUED)
+        self.assertTrue(first.busy)
+        first.settled.set()
+        await self.settle()
+        self.assertEqual(len(first.runs), 2)
+        first.settled.clear()
+        first.end.set_exception(NotBegun())
+        second.busy = False
+        await self.settle()
+        self.assertEqual(len(second.runs), 1)
+        second.end.set_result(RESULT)
+        self.assertEqual((await job).runtime["retry_count"], 2)
+        self.assertTrue(first.busy)
+        first.settled.set()
+        await self.settle()
+        self.assertFalse(first.busy)
 
 
 class Failures(ServiceCase):

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import unittest
 from unittest import mock
@@ -11,8 +12,8 @@ from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSe
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import slots as slots_module
 from seamless_jobserver.server.slots import Slots, SlotState
-from seamless_jobserver.server.workers import WorkerStartFailed
-from tests.test_service import request
+from seamless_jobserver.server.workers import NotBegun, WorkerStartFailed
+from tests.test_service import RESULT, request
 
 SETTINGS = WorkerSettings({}, False, "", 1, 1.0, 1.0, 100, 0)
 PROGRAM = WorkerProgram(print, print, print, print)
@@ -36,6 +37,7 @@ class FakeWorker:
         self.pid = 0
         self.identity = None
         self.job = None
+        self.owed = asyncio.get_running_loop().create_future()
 
     async def ready(self):
         pass
@@ -52,8 +54,11 @@ class FakeWorker:
     def doom(self, verdict):
         self.verdict = self.verdict or verdict
 
+    async def receipt(self, _outcome):
+        return await self.owed
+
     async def terminate(self):
-        pass
+        self.killed = True
 
     def kill(self):
         self.killed = True
@@ -66,11 +71,11 @@ class FakeWorker:
 
 
 class SlotsCase(unittest.IsolatedAsyncioTestCase):
-    async def asyncSetUp(self):
+    async def asyncSetUp(self, count=1):
         self.freed = asyncio.Event()
         self.exhausted = asyncio.Queue()
         self.slots = Slots(
-            1,
+            count,
             PROGRAM,
             SETTINGS,
             mock.Mock(),
@@ -125,6 +130,61 @@ class Doomed(SlotsCase):
             slot.free()
             self.assertIsNone(self.slots.idle())
             self.assertTrue(slot.worker.killed)
+
+    async def test_one_that_owes_a_receipt_gets_it_before_it_ends_for_the_next_job(self):
+        ways = {
+            "a limit": lambda slot: slot.condemn("it took too long"),
+            "a cancellation": lambda slot: slot.reclaim("its job was canceled"),
+        }
+        for name, end in ways.items():
+            with self.subTest(name):
+                await self.asyncSetUp()
+                async with self.started(FakeWorker):
+                    slot = await self.owing()
+                    self.assertIs(self.slots.idle(), slot)
+                    slot.reserve()
+                    ending = end(slot)
+                    await asyncio.sleep(0)
+                    self.assertFalse(slot.worker.killed)
+                    slot.worker.owed.set_result(RESULT)
+                    await slot.receipt()
+                    await (ending or asyncio.sleep(0))
+                    self.assertTrue(slot.worker.killed)
+
+    async def test_of_two_the_next_job_gets_the_one_that_owes_nothing(self):
+        await self.asyncSetUp(count=2)
+        async with self.started(FakeWorker):
+            slot = await self.owing()
+            self.assertIsNot(self.slots.idle(), slot)
+
+    async def test_a_job_that_is_handed_back_is_not_its_end(self):
+        async with self.started(FakeWorker):
+            slot = await self.owing()
+            slot.reserve()
+            run = asyncio.ensure_future(slot.run(request("2"), "", 1.0))
+            await asyncio.sleep(0)
+            slot.worker.job.set_result(Outcome(Ending.NOT_BEGUN))
+            with self.assertRaises(NotBegun):
+                await run
+            settling = asyncio.ensure_future(slot.settle())
+            await asyncio.sleep(0)
+            self.assertFalse(settling.done())
+            slot.worker.owed.set_result(RESULT)
+            await settling
+            slot.free()
+            self.assertIs(slot.state, SlotState.IDLE)
+
+    async def owing(self):
+        """Return a slot that is free again, while the result of its job is unconfirmed."""
+        await asyncio.wait_for(self.freed.wait(), 20)
+        slot = self.slots.idle()
+        slot.reserve()
+        run = asyncio.ensure_future(slot.run(request("1"), "", 1.0))
+        await asyncio.sleep(0)
+        slot.worker.job.set_result(dataclasses.replace(RESULT, unconfirmed=True))
+        await run
+        slot.free()
+        return slot
 
     async def test_a_ticket_holds_for_one_job(self):
         async with self.started(FakeWorker):

@@ -152,8 +152,13 @@ class Slot:
         assert self._owed is not None
         return self._owed
 
+    @property
+    def settled(self) -> bool:
+        """Whether no result of the worker of this slot is unconfirmed."""
+        return self._owed is None or self._owed.done()
+
     async def settle(self) -> None:
-        """Return when no result of the worker of this slot is unconfirmed."""
+        """Return when this slot is settled."""
         if self._owed is not None:
             await asyncio.wait({self._owed})
 
@@ -286,10 +291,11 @@ class Slots:
     def idle(self, inputs: frozenset[str] = frozenset()) -> Slot | None:
         """Return a slot that can take a job now, or None.
 
-        Of several, that which holds most of the large ones among the job's `inputs`, by checksum.
+        Of several, one that owes no receipt, and of those that which holds most of the large ones
+        among the job's `inputs`, by checksum.
         """
         idle = [slot for slot in self._slots if slot.state is SlotState.IDLE]
-        return max(idle, key=lambda slot: len(slot.holdings & inputs), default=None)
+        return max(idle, key=lambda slot: (slot.settled, len(slot.holdings & inputs)), default=None)
 
     async def close(self, timeout: float) -> None:
         """End every worker: those that are idle by themselves within `timeout` seconds."""

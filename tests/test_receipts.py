@@ -1,0 +1,91 @@
+"""Receipts: a pipe between two sides, of which either may be late, or gone."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import unittest
+from unittest import mock
+
+from seamless_jobserver.messages import Ending, Outcome, Traffic
+from seamless_jobserver.receipts import Receipts, ReceiptsSender
+from seamless_jobserver.worker import confirmations
+from seamless_jobserver.worker.confirmations import Confirmations, StoreBusy
+from tests.stack import temporary_directory
+
+STORED = Outcome(Ending.RESULT, result_checksum="cd" * 32, runtime={"cpu_user_seconds": 0.5})
+TOO_LONG = Outcome(Ending.STORE_FAILED, message="away\n" * 50_000)
+# What a job could write that has got hold of the pipe.
+JUNK = (b"\n", b"junk\n", b"[]\n", b"[1]\n", b"[1, {}]\n", b'{"1": 2}\n', b"\xff\xfe\n", b"1\n")
+
+
+class Pipe(unittest.IsolatedAsyncioTestCase):
+    def setUp(self):
+        opened = contextlib.ExitStack()
+        self.addCleanup(opened.close)
+        self.directory = str(opened.enter_context(temporary_directory()))
+
+    async def asyncSetUp(self):
+        self.receipts = Receipts(self.directory)
+        self.addCleanup(self.receipts.close, "the test is over")
+        self.sender = ReceiptsSender(self.directory)
+        self.receipts.listen()
+
+    async def test_it_comes_whole_whoever_is_first(self):
+        waiting = self.receipts.of(1)
+        self.sender.send(1, STORED)
+        self.assertEqual(await asyncio.wait_for(waiting, 20), STORED)
+        self.sender.send(2, STORED)
+        self.sender.send(3, STORED)
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(3), 20), STORED)
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(2), 20), STORED)
+
+    async def test_one_of_any_length_comes_whole(self):
+        sending = threading.Thread(target=self.sender.send, args=(1, TOO_LONG))
+        sending.start()
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(1), 20), TOO_LONG)
+        sending.join(20)
+
+    async def test_what_is_none_is_passed_over(self):
+        pipe = os.open(os.path.join(self.directory, "receipts"), os.O_WRONLY)
+        self.addCleanup(os.close, pipe)
+        with self.assertLogs("seamless_jobserver.receipts", "WARNING") as logged:
+            for junk in JUNK:
+                os.write(pipe, junk)
+            self.sender.send(1, STORED)
+            self.assertEqual(await asyncio.wait_for(self.receipts.of(1), 20), STORED)
+        self.assertEqual(len(logged.output), len(JUNK))
+
+    async def test_what_came_before_the_end_counts_and_the_rest_is_given_up(self):
+        first, second = self.receipts.of(1), self.receipts.of(2)
+        self.sender.send(1, STORED)
+        self.receipts.close("it ended by signal 9\n")
+        self.assertEqual(await first, STORED)
+        self.assertEqual(await second, Outcome(Ending.CRASHED, message="it ended by signal 9\n"))
+
+    async def test_a_job_that_has_closed_the_pipe_is_noticed(self):
+        self.assertTrue(self.sender.usable())
+        os.close(self.sender._pipe)
+        self.assertFalse(self.sender.usable())
+        other = os.open(self.directory, os.O_RDONLY)
+        self.addCleanup(os.close, other)
+        self.assertEqual(other, self.sender._pipe)  # the same number, and another file
+        self.assertFalse(self.sender.usable())
+
+    async def test_the_next_job_waits_for_the_result_before_but_not_for_long(self):
+        stored = threading.Event()
+
+        def wait():
+            stored.wait(20)
+            return STORED
+
+        worker = Confirmations(self.directory, lambda: Traffic(stored=7))
+        worker.settle()
+        worker.follow(1, wait)
+        soon = mock.patch.object(confirmations, "PATIENCE", 0.05)
+        with soon, self.assertRaises(StoreBusy):
+            worker.settle()
+        stored.set()
+        outcome = await asyncio.wait_for(self.receipts.of(1), 20)
+        self.assertEqual(outcome.traffic, Traffic(stored=7))
+        worker.settle()
