@@ -8,7 +8,8 @@ The architecture, from the outside in:
 - ``server``: the listening process. It queues and answers, and imports no Seamless package.
 - ``worker``: what runs inside each worker process, an ordinary Seamless process.
 - ``transport``: lets seamless-remote run on the standard library alone.
-- ``messages``, ``errors``, ``http1``, ``processtree``: what both sides know; pure standard library.
+- ``messages``, ``progress``, ``receipts``: what crosses between the two.
+- ``errors``, ``http1``, ``processtree``: what both know; pure standard library.
 """
 
 __version__ = "1.0.0"

@@ -28,8 +28,9 @@ ALLOWED = {
     "top": {"asking", "display"},
     "display": set(),
     "upload": LEAVES,
-    "server": {"server"} | LEAVES,
-    "worker": {"worker", "transport"} | LEAVES,
+    "server": {"server", "receipts"} | LEAVES,
+    "worker": {"worker", "transport", "receipts"} | LEAVES,
+    "receipts": {"messages"},
     "transport": {"transport"} | LEAVES,
     **{leaf: set() for leaf in LEAVES},
 }

@@ -3,6 +3,8 @@
 import resource
 import subprocess
 import sys
+import threading
+import time
 import unittest
 
 from seamless_jobserver.transport import import_seamless_remote
@@ -52,6 +54,29 @@ class Threads(Measured):
                 self.assertLess(self.cpu(second), 0.1)
             used += burn()
         self.assertAlmostEqual(self.cpu(first), used, delta=0.1)
+
+
+class BesideTheStore(Measured):
+    def test_what_storing_the_result_before_costs_is_left_out(self):
+        stored = iter((1.0, 1.5))
+        measurement = Meter(lambda: next(stored)).start(lambda: 0)
+        begun = time.process_time()
+        while time.process_time() < begun + 0.7:
+            pass
+        self.assertAlmostEqual(self.cpu(measurement), 0.2, delta=0.1)
+
+    def test_so_is_waiting_for_it(self):
+        pause = threading.Event()
+        measurement = self.meter.start(lambda: 0)
+        measurement.leave_out(lambda: pause.wait(0.3))
+        self.assertLess(measurement.finish()["wall_time_seconds"], 0.2)
+
+    def test_a_job_that_is_handed_back_does_not_count(self):
+        first = self.meter.start(lambda: 0).finish()["worker_execution_index"]
+        self.meter.start(lambda: 0).finish()
+        self.meter.take_back()
+        again = self.meter.start(lambda: 0).finish()["worker_execution_index"]
+        self.assertEqual(again, first + 1)
 
 
 class Memory(Measured):
