@@ -11,7 +11,8 @@ from unittest import mock
 from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import slots as slots_module
-from seamless_jobserver.server.slots import Slots, SlotState
+from seamless_jobserver.server.slot import SlotState
+from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerStartFailed
 from tests.test_service import RESULT, request
 

@@ -21,20 +21,21 @@ that jobs that wait for each other cannot fill all slots.
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
 from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest, StoreCheck
 from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.errands import Errands
 from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
 from seamless_jobserver.server.journal import Journal, problem_of
-from seamless_jobserver.server.slots import Slot, Slots
+from seamless_jobserver.server.slot import Slot
+from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
-_UNHEARD: Final = 1000
-"""Results without a caller that are kept in mind until a worker is free to record them."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ class Service:
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
         self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
-        self._errands: set[asyncio.Task[None]] = set()
-        self._unheard: deque[tuple[RunRequest, Outcome]] = deque(maxlen=_UNHEARD)
+        self._errands = Errands(activity, self._dispatch)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
     async def start(
@@ -152,9 +150,8 @@ class Service:
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that a caller has gone without its answer, which it can therefore not record."""
-        if outcome.ending is Ending.RESULT and not request.scratch:
-            self._unheard.append((request, outcome))
-            self._dispatch()
+        self._errands.note_unheard(request, outcome)
+        self._dispatch()
 
     async def status(self, checksum: str) -> State | None:
         """Return where the transformation is, or how its last run here ended, or None."""
@@ -222,8 +219,9 @@ class Service:
         for job in list(self._table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
-        for task in (*self._work, *self._errands):
+        for task in self._work:
             task.cancel()
+        self._errands.cancel()
         if self._slots is not None:
             await self._slots.close(timeout=1.0)
 
@@ -303,17 +301,9 @@ class Service:
                 reclaiming.add_done_callback(self._reclaiming.discard)
 
     def _dispatch(self) -> None:
-        """Give queued jobs to idle slots, oldest first, until one of the two runs out.
-
-        Results that nobody has heard of come first: it takes a moment to note them, and whoever
-        asks for one meanwhile would have it computed again.
-        """
-        while self._slots is not None and self._unheard:
-            slot = self._slots.idle()
-            if slot is None:
-                return
-            slot.reserve()
-            self._on_errand(slot, self._record(slot, *self._unheard.popleft()))
+        """Give queued jobs to idle slots, oldest first, until one of the two runs out."""
+        if self._slots is not None:
+            self._errands.send_out(self._slots)
         while self._slots is not None:
             job = self._table.next_queued()
             slot = None if job is None else self._slots.idle(job.inputs)
@@ -372,8 +362,8 @@ class Service:
             if outcome.unconfirmed and not job.waiters:
                 outcome = await asyncio.shield(slot.receipt())
                 self.journal.moved(outcome.traffic)
-            if outcome.ending is Ending.RESULT and job.state is State.RUNNING:
-                await self._record_if_alone(job, slot, outcome)
+            if outcome.ending is Ending.RESULT and job.state.active and not job.waiters:
+                await self._errands.record(slot, job.request, outcome)
         except (WorkerGone, WorkerLost, NotBegun) as loss:
             outcome = self._give_back(job, loss)
             # Another slot may have it sooner than this one, which can do nothing for the moment.
@@ -389,25 +379,10 @@ class Service:
             self.journal.named(job, slot.job_name)
             del self._places[job.number]
             if blocked:
-                self._on_errand(slot, slot.settle())
+                self._errands.keep_until_settled(slot)
             else:
                 slot.free(retire)
         return outcome
-
-    def _on_errand(self, slot: Slot, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` done, which is no job, and then free the slot, which is reserved for it."""
-
-        async def do() -> None:
-            try:
-                with self._activity.ongoing():
-                    await work
-            finally:
-                slot.free()
-                self._dispatch()
-
-        errand = asyncio.ensure_future(do())
-        self._errands.add(errand)  # the loop would not keep it from collection
-        errand.add_done_callback(self._errands.discard)
 
     async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
         """Mention once that a job waits for its input; keep what it prints within bounds."""
@@ -450,21 +425,6 @@ class Service:
             if not job.waiters:
                 self._leave_alone(job)
         return Outcome(Ending.LOST, message=str(loss))
-
-    async def _record_if_alone(self, job: Job, slot: Slot, outcome: Outcome) -> None:
-        """Tell the database of a result when no caller is left to do that."""
-        if not job.waiters:
-            await self._record(slot, job.request, outcome)
-
-    async def _record(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
-        if request.scratch or outcome.result_checksum is None:
-            return
-        problem = await slot.record(request, outcome.result_checksum)
-        about = {"job": request.checksum}
-        if problem is None:
-            _log.info("nobody waits: its result is in the database", extra=about)
-        else:
-            _log.warning("its result is not in the database: %s", problem, extra=about)
 
     def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
         told = outcome.with_output(printed)

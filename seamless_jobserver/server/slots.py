@@ -1,4 +1,4 @@
-"""Slots: places where one job runs at a time, each with a worker process of its own.
+"""Slots: places where one job runs at a time (`slot`), each with a worker process of its own.
 
 One dead process breaks a whole `ProcessPoolExecutor` for good, and with it jobs that have done
 nothing wrong. So each slot has an executor of exactly one spawned process, and what happens to
@@ -9,50 +9,25 @@ that process touches the job in that slot alone. A slot outlives its workers:
         │                   └───── gone ─────┴──> down ── (pause) ──> starting
 
 - The worker's end is noticed through its sentinel, whether or not a job runs.
-- A worker that is to end (a limit, a cancellation that reclaims) gets no other job, even when its
-  present one ends by itself before it does.
-- A slot is free for the next job as soon as its worker is, which may be before the store has
-  confirmed the result of the last one (`receipts`). A worker that is to end for the next job's sake
-  has first to get that receipt. A job that has to wait for it too long is handed back: `NotBegun`.
-- A worker that dies before its job's own code began has done nothing of the job: `WorkerLost`.
-  One that dies later may have died of the job, which is then never run again.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
   When no slot has a worker and every one of them has failed often enough, `exhausted` is called
   with the cause: nobody is left to run anything.
 - Everything here runs on the event loop. Only the executor's own threads and the worker do not.
-
-What the service asks of a slot is little (take an immutable request, run it, end), so that another
-engine can stand here.
 """
 
 import asyncio
 import dataclasses
-import enum
 import gc
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor
 from typing import Final
 
-from seamless_jobserver.messages import (
-    Ending,
-    Outcome,
-    RunRequest,
-    StoreCheck,
-    WorkerProgram,
-    WorkerSettings,
-)
+from seamless_jobserver.messages import WorkerProgram, WorkerSettings
 from seamless_jobserver.processtree import ProcessId, children, kill_tree, reap, tree_memory
-from seamless_jobserver.progress import Phase
 from seamless_jobserver.server.guardian import Guardian
-from seamless_jobserver.server.workers import (
-    NotBegun,
-    Worker,
-    WorkerGone,
-    WorkerLost,
-    WorkerStartFailed,
-)
+from seamless_jobserver.server.slot import Slot, SlotState
+from seamless_jobserver.server.workers import Worker, WorkerStartFailed
 
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
@@ -64,181 +39,6 @@ _REAP_LIMIT: Final = 2.0
 a network disk is away, does not, and must not keep a slot."""
 
 _log = logging.getLogger(__name__)
-
-
-class SlotState(enum.Enum):
-    """Where a slot is."""
-
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-    DOWN = "down"
-
-
-class Slot:
-    """One place for one job at a time. `Slots` keeps it for as long as the server lives.
-
-    `problem` says why no worker could be started here, the last time that this was tried.
-    `holdings` are the checksums of the large inputs that its worker keeps from earlier jobs.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.state = SlotState.STARTING
-        self.failed_starts = 0
-        self.problem: str | None = None
-        self.holdings: frozenset[str] = frozenset()
-        self.worker: Worker | None = None
-        self._last_name = ""
-        self._turn = 0
-        self._owed: asyncio.Future[Outcome] | None = None
-
-    def reserve(self) -> None:
-        """Take this slot, which must be idle, for a job that `run` gets next."""
-        self._last_name = ""
-        self._turn += 1
-        self.state = SlotState.BUSY
-
-    async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
-        """Run a job in this slot, which is reserved for it, and stays so until `free`.
-
-        What it prints goes to a new file; it waits for its inputs for some seconds. Of an
-        unconfirmed outcome `receipt` has the rest.
-
-        Raises `WorkerGone` when the worker ended before the job was handed to it, `WorkerLost` when
-        it ended before the job's own code began, and `NotBegun`.
-        """
-        worker = self.worker
-        if self.state is not SlotState.BUSY or worker is None:
-            raise WorkerGone
-        try:
-            outcome = await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
-            if outcome.holdings is not None:
-                self.holdings = frozenset(outcome.holdings)
-            if outcome.unconfirmed:
-                self._owed = asyncio.ensure_future(worker.receipt(outcome))
-            if outcome.ending is Ending.NOT_BEGUN:
-                raise NotBegun
-            return outcome
-        except NotBegun:
-            raise
-        except WorkerGone:
-            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
-            raise
-        except BrokenExecutor:
-            self.state = SlotState.DOWN
-            began = worker.phase >= Phase.RUNNING
-            if worker.verdict is not None:
-                return Outcome(Ending.CRASHED, message=f"{worker.verdict}\n")
-            how = await worker.describe_end()
-            message = f"The worker process that ran this job ended by {how}.\n"
-            if not began:
-                raise WorkerLost(message) from None
-            return Outcome(Ending.CRASHED, message=message)
-        except Exception as error:  # noqa: BLE001 - it becomes the outcome of the job
-            # What runs a job never raises; a job that has meddled with that is not trusted again,
-            # nor is it run again.
-            _log.exception("worker %d failed in an unforeseen way", self.number)
-            self.state = SlotState.DOWN
-            ending = Ending.CRASHED if worker.phase >= Phase.RUNNING else Ending.LOST
-            worker.kill()
-            what = f"{type(error).__name__}: {error}"
-            return Outcome(ending, message=f"The worker failed in an unforeseen way: {what}\n")
-        finally:
-            self._last_name = worker.job_name
-
-    def receipt(self) -> "asyncio.Future[Outcome]":
-        """Return what will be the confirmed outcome of the job that was run here last."""
-        assert self._owed is not None
-        return self._owed
-
-    @property
-    def settled(self) -> bool:
-        """Whether no result of the worker of this slot is unconfirmed."""
-        return self._owed is None or self._owed.done()
-
-    async def settle(self) -> None:
-        """Return when this slot is settled."""
-        if self._owed is not None:
-            await asyncio.wait({self._owed})
-
-    async def record(self, request: RunRequest, result: str) -> str | None:
-        """Have the worker of this slot, which is reserved, tell the database of a result.
-
-        Returns None, or why that failed.
-        """
-        if self.state is not SlotState.BUSY or self.worker is None:
-            return "the worker has ended"
-        try:
-            return await asyncio.wrap_future(self.worker.record(request, result))
-        except (WorkerGone, BrokenExecutor):
-            return "the worker has ended"
-
-    def free(self, retire: str | None = None) -> None:
-        """Let other jobs have this slot; with a new worker, if `retire` says why it needs one.
-
-        A slot whose worker has ended meanwhile is left to its keeper.
-        """
-        if self.state is not SlotState.BUSY:
-            return
-        if self.worker is None or (retire is None and self.worker.verdict is None):
-            self.state = SlotState.IDLE
-            return
-        self.state = SlotState.DOWN
-        if self.worker.verdict is None:
-            _log.info("worker %d is replaced: %s", self.number, retire)
-            self.worker.retired = True
-        self.worker.kill()
-
-    def ticket(self) -> object:
-        """Return what is equal to a later ticket as long as the same job has this slot."""
-        return self.worker, self._turn, self.state is SlotState.BUSY
-
-    @property
-    def phase(self) -> Phase:
-        """How far the worker is with its job, of which there must be one."""
-        return Phase.HANDED_OVER if self.worker is None else self.worker.phase
-
-    @property
-    def job_name(self) -> str:
-        """What the worker calls its job, or the one that it died of; empty if nobody knows."""
-        # A new worker may be here already when its predecessor's end is told.
-        return self._last_name or ("" if self.worker is None else self.worker.job_name)
-
-    async def check_store(self) -> StoreCheck | None:
-        """Have the worker of this slot, which is reserved, use its store; None if it has ended."""
-        if self.state is not SlotState.BUSY or self.worker is None:
-            return None
-        try:
-            return await asyncio.wrap_future(self.worker.check_store())
-        except (WorkerGone, BrokenExecutor):
-            return None
-
-    def condemn(self, verdict: str) -> None:
-        """Kill the worker with its job, which ends with `verdict` as its message."""
-        worker = self.worker
-        if worker is None:
-            return
-        worker.doom(verdict)
-        if self._owed is None or self._owed.done():
-            worker.kill()
-        else:
-            # The job before has nothing to do with it.
-            self._owed.add_done_callback(lambda _: worker.kill())
-
-    def reclaim(self, verdict: str) -> "asyncio.Task[None] | None":
-        """Begin to end the worker with its job; `verdict` says why. It gets no other job.
-
-        Returns what does it, to be kept until it is done, or None when there is no worker.
-        """
-        if self.worker is None:
-            return None
-        self.worker.doom(verdict)
-        return asyncio.ensure_future(self._terminate(self.worker))
-
-    async def _terminate(self, worker: Worker) -> None:
-        await self.settle()
-        await worker.terminate()
 
 
 class Slots:
