@@ -1,7 +1,7 @@
 """A client process that runs transformations of some kinds, for ``test_kinds``.
 
-Called with the JSON of ``{"parameters", "jobserver", "directory", "patience"}`` and the names of kinds;
-prints one line for each, with the name and JSON: what came back, or what was raised. It ends with the
+Called with the JSON of ``{"parameters", "jobserver", "directory", "patience", "leaves"}``, the last of
+which is how many a deep structure has, and the names of kinds; prints one line for each, with the name and JSON: what came back, or what was raised. It ends with the
 first kind that takes more than ``patience`` seconds, and then shows where its threads were.
 """
 
@@ -27,6 +27,7 @@ from seamless_remote import buffer_remote, jobserver_remote
 from seamless_remote.jobserver_client import JobserverClient
 
 KINDS = {}
+LEAVES = json.loads(sys.argv[1])["leaves"]
 CELLTYPES = {
     "plain": {"a": [1, None, "x"]},
     "mixed": {"a": np.arange(3), "b": "text"},
@@ -184,15 +185,15 @@ def bash_with_several_results(_directory):
 def deepcell_result_and_input(_directory):
     make = delayed(make_cells)
     make.celltypes.result = "deepcell"
-    cells = make(3000)
+    cells = make(LEAVES)
     cells.compute()
 
-    def use(cells):
-        return [len(cells), sum(cells[str(number)].resolve("mixed") for number in (0, 10, 2999))]
+    def use(cells, last):
+        return [len(cells), sum(cells[str(number)].resolve("mixed") for number in (0, 10, last))]
 
     run = direct(use)
     run.celltypes.cells = "deepcell"
-    return run(cells.result_checksum)
+    return run(cells.result_checksum, LEAVES - 1)
 
 
 def make_cells(n):
@@ -223,7 +224,7 @@ def made_folder():
     wait for ever to upload what it never had.
     """
     run = delayed(
-        "mkdir -p RESULT/x; for i in $(seq 2000); do echo leaf $i > RESULT/x/$i; done",
+        f"mkdir -p RESULT/x; for i in $(seq {LEAVES}); do echo leaf $i > RESULT/x/$i; done",
         language="bash",
     )
     run.celltypes.result = "folder"
@@ -234,12 +235,12 @@ def made_folder():
 
 @kind
 def folder_result_and_deepfolder_input(_directory):
-    def use(folder):
-        return [len(folder), bytes(folder["x/2000"].resolve().content).decode()]
+    def use(folder, last):
+        return [len(folder), bytes(folder[last].resolve().content).decode()]
 
     run = direct(use)
     run.celltypes.folder = "deepfolder"
-    return run(made_folder())
+    return run(made_folder(), f"x/{LEAVES}")
 
 
 @kind

@@ -44,6 +44,7 @@ WORKERS = 2
 class Tabs(OnAStore):
     """One server and one browser for all tests; each test has a tab of its own."""
 
+    shares_store = True
     workers = WORKERS
 
     @classmethod

@@ -45,6 +45,8 @@ HOSTILE = "def f(n):\n    print('<script>alert(1)</script>\\x1b[2J')\n    return
 class Watched(OnAStore):
     """A server with one worker for each test, and a gate that holds up a job."""
 
+    shares_store = True
+
     def setUp(self):
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)

@@ -12,6 +12,7 @@ import unittest
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 from examples.local_cluster import LocalCluster
 from seamless_jobserver.processtree import ProcessId
@@ -35,7 +36,7 @@ TEN_JOBS = (
 def power(base, exponent):
     return base ** exponent
 
-print([power(number, 3) for number in range(10)])
+print([power(number, {exponent}) for number in range(10)])
 """
     + END
 )
@@ -71,30 +72,49 @@ except Exception as error:
 )
 
 
+def ten_jobs(exponent):
+    return TEN_JOBS.format(exponent=exponent)
+
+
+@contextlib.contextmanager
+def a_cluster():
+    """Yield a cluster and the directory that it is in; its services end with the block."""
+    with temporary_directory() as directory:
+        # Of the jobserver's environment its command alone: the clients and the other services
+        # are those of the tests.
+        programs = directory / "bin"
+        programs.mkdir()
+        (programs / "seamless-jobserver").symlink_to(JOBSERVER)
+        cluster = LocalCluster(directory / "home", [programs, TESTS_BIN])
+        cluster.environment["SEAMLESS_JOBSERVER_INPUT_TIMEOUT"] = "20"
+        try:
+            yield cluster, directory
+        finally:
+            cluster.stop()
+
+
+def run_script(cluster, text, timeout=120):
+    script = cluster.project / "script.py"
+    script.write_text(text)
+    for _ in range(3):
+        result = cluster.run(sys.executable, script.name, timeout=timeout)
+        if "Input not delivered" not in result.stdout:
+            return result
+        # The client has lost an input that it had promised (protocol.md, promises).
+        print(result.stdout, file=sys.stderr)
+    return result
+
+
 class OnACluster(unittest.TestCase):
+    """Each test on a cluster of its own."""
+
     def setUp(self):
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        self.directory = stack.enter_context(temporary_directory())
-        # Of the jobserver's environment its command alone: the clients and the other services
-        # are those of the tests.
-        programs = self.directory / "bin"
-        programs.mkdir()
-        (programs / "seamless-jobserver").symlink_to(JOBSERVER)
-        self.cluster = LocalCluster(self.directory / "home", [programs, TESTS_BIN])
-        self.cluster.environment["SEAMLESS_JOBSERVER_INPUT_TIMEOUT"] = "20"
-        stack.callback(self.cluster.stop)
+        self.cluster, self.directory = stack.enter_context(a_cluster())
 
-    def run_script(self, text, timeout=120):
-        script = self.cluster.project / "script.py"
-        script.write_text(text)
-        for _ in range(3):
-            result = self.cluster.run(sys.executable, script.name, timeout=timeout)
-            if "Input not delivered" not in result.stdout:
-                return result
-            # The client has lost an input that it had promised (protocol.md, promises).
-            print(result.stdout, file=sys.stderr)
-        return result
+    def run_script(self, text):
+        return run_script(self.cluster, text)
 
     def running_jobs(self):
         """Return the checksums of the jobs that run; none before there is a jobserver."""
@@ -110,19 +130,34 @@ class OnACluster(unittest.TestCase):
 
 
 class Workflows(OnACluster):
+    """All on one cluster, each with jobs of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        stack = contextlib.ExitStack()
+        cls.addClassCleanup(stack.close)
+        cls.cluster, cls.directory = stack.enter_context(a_cluster())
+
+    def setUp(self):
+        self.log_before = self.cluster.log("jobserver")
+
+    def count(self, event):
+        """Return how often the jobserver's log tells of an event, since the test began."""
+        return self.cluster.log("jobserver").removeprefix(self.log_before).count(event)
+
     def test_functions_run_on_the_jobserver_and_return_their_values(self):
-        result = self.run_script(TEN_JOBS)
+        result = self.run_script(ten_jobs(3))
         self.assertEqual(result.returncode, 0, result.stdout)
         self.assertIn(str([number**3 for number in range(10)]), result.stdout)
-        self.assertEqual(self.cluster.log("jobserver").count(" done in "), 10)
+        self.assertEqual(self.count(" done in "), 10)
 
     def test_a_second_script_finds_results_and_servers_again(self):
-        self.run_script(TEN_JOBS)
+        self.run_script(ten_jobs(4))
         first = self.jobserver()
-        result = self.run_script(TEN_JOBS)
-        self.assertIn(str([number**3 for number in range(10)]), result.stdout)
+        result = self.run_script(ten_jobs(4))
+        self.assertIn(str([number**4 for number in range(10)]), result.stdout)
         self.assertEqual(self.jobserver(), first)
-        self.assertEqual(self.cluster.log("jobserver").count("received"), 10)
+        self.assertEqual(self.count("received"), 10)
 
     def test_a_failing_function_shows_its_traceback_and_output_to_the_client(self):
         text = self.run_script(FAILING).stdout
@@ -131,7 +166,7 @@ class Workflows(OnACluster):
         self.assertIn("dividing 1 by 0", text)
 
     def test_services_are_listed_and_stopped_by_seamless_own_commands(self):
-        self.run_script(TEN_JOBS)
+        self.run_script(ten_jobs(5))
         listed = self.cluster.run("seamless-service-ps").stdout
         port = str(read_json(self.cluster.status_file("jobserver"))["port"])
         (line,) = (line for line in listed.splitlines() if line.startswith("jobserver"))
@@ -165,8 +200,9 @@ class Workflows(OnACluster):
         self.assertIn("Transformation was canceled", outputs[0])
 
     def test_variables_reach_a_launched_jobserver_and_its_flags_win(self):
-        self.cluster.environment["SEAMLESS_JOBSERVER_WORKERS"] = "none"
-        result = self.run_script(TEN_JOBS)
+        self.cluster.run("seamless-service-stop", "--service", "jobserver")
+        with mock.patch.dict(self.cluster.environment, SEAMLESS_JOBSERVER_WORKERS="none"):
+            result = self.run_script(ten_jobs(6))
         self.assertEqual(result.returncode, 0, result.stdout)
 
 
@@ -217,10 +253,11 @@ class FreshServers(unittest.TestCase):
 
         def run_row(row):
             for _ in range(each):
-                case = Workflows("test_functions_run_on_the_jobserver_and_return_their_values")
-                result = unittest.TestResult()
-                case.run(result)
-                self.assertEqual((row, result.failures + result.errors), (row, []))
+                with a_cluster() as (cluster, _):
+                    result = run_script(cluster, ten_jobs(3))
+                    self.assertEqual(result.returncode, 0, (row, result.stdout))
+                    self.assertIn(str([number**3 for number in range(10)]), result.stdout)
+                    self.assertEqual(cluster.log("jobserver").count(" done in "), 10)
 
         with ThreadPoolExecutor(2) as rows:
             list(rows.map(run_row, range(2)))
