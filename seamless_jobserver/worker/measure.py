@@ -105,15 +105,18 @@ class Measurement:
         """Return times in seconds, memory in bytes, moments in UTC to the second."""
         if self._result is None:
             wall = time.perf_counter() - self._wall
-            user, system = self._cpu_seconds()
+            user, system = (
+                now - then for now, then in zip(self._cpu_seconds(), self._cpu, strict=True)
+            )
             self._memory.stop()
+            # What storing has taken is known as a sum, and taken off here as far as it goes.
+            rest = min(0.0, user)
             self._result = {
                 "started_at": _utc(self._started_at),
                 "finished_at": _utc(datetime.now(timezone.utc)),
                 "wall_time_seconds": round(wall, 6),
-                # Storing is taken off the one, and may have been the other.
-                "cpu_user_seconds": round(max(0.0, user - self._cpu[0]), 6),
-                "cpu_system_seconds": round(system - self._cpu[1], 6),
+                "cpu_user_seconds": round(user - rest, 6),
+                "cpu_system_seconds": round(max(0.0, system + rest), 6),
                 "memory_peak_bytes": self._memory.so_far(),
                 "gpu_memory_peak_bytes": self._stop_gpu(),
                 **self._facts,
