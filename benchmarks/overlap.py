@@ -1,8 +1,12 @@
-"""What it would bring to overlap the jobs of one worker: ``python benchmarks/overlap.py``.
+"""What it brings to overlap the jobs of one worker: ``python benchmarks/overlap.py``.
 
-No server: a loop as in `benchmarks.floor`, but with the jobserver's own staging, runs jobs in four
-ways that take turns, in one process beside a real hashserver. So each ratio is the most that a
-jobserver could gain, before what it would take to tell two jobs of one process apart:
+First, what is built: a jobserver as it is, which makes the next job ready while the store takes a
+small result, and one that does not, in turns: small jobs from 8 connections, one worker each.
+
+Then, what more there could be. No server: a loop as in `benchmarks.floor`, but with the jobserver's
+own staging, runs jobs in four ways that take turns, in one process beside a real hashserver. So
+each ratio is the most that a jobserver could gain, before what it would take to tell two jobs of
+one process apart:
 
 - *one by one*: fetch, run, store, and only then the next job;
 - *fetch ahead*: the inputs of the next job are fetched while one runs and is stored;
@@ -19,13 +23,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if TYPE_CHECKING:
+    from tests.stack import Store
+
 WAYS = ("one by one", "fetch ahead", "run on", "both")
 ROUNDS = 4
+SERVER_ROUNDS = 13
 CODE = """def f(data, tag, seconds):
     import time
     end = time.thread_time() + seconds
@@ -51,12 +59,52 @@ def main() -> None:
         store = Store(directory / "store")
         try:
             for way, folder in (("http", False), ("folder", True)):
+                compare_servers(store, directory / way, way, read_folder=folder)
+            for way, folder in (("http", False), ("folder", True)):
                 parameters = json.dumps(store.parameters(read_folder=folder))
                 argv = [sys.executable, __file__, "worker", str(store.buffers), parameters]
                 print(f"inputs by {way}: ms for a job one by one, and how many times faster")
                 print(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
         finally:
             store.stop()
+
+
+def compare_servers(store: "Store", directory: Path, way: str, *, read_folder: bool) -> None:
+    """Print the jobs a second without and with what is built, and their ratio."""
+    from benchmarks.caller import burst, encode
+    from benchmarks.recipes import Recipes
+    from tests.constants import constants
+    from tests.stack import Jobserver
+
+    recipes = Recipes(store)
+    directory.mkdir()
+    # No result is small enough.
+    without = constants(directory, {"worker.execution._SMALL": -1})
+    rates: dict[str, list[float]] = {"without": [], "with": []}
+    servers = {
+        name: Jobserver(
+            directory / name, store.parameters(read_folder=read_folder), workers=1, env=env
+        )
+        for name, env in (("without", without), ("with", {}))
+    }
+    try:
+        for turn in range(SERVER_ROUNDS):
+            for name in list(servers)[:: 1 if turn % 2 else -1]:
+                requests = [encode(job) for job in recipes.small(60)]
+                answers = burst(servers[name].port, requests, 8)
+                assert all(answer is not None and answer.good for answer in answers)
+                last = max(answer.seconds for answer in answers if answer is not None)
+                if turn:  # the first time they warm up
+                    rates[name].append(len(requests) / last)
+    finally:
+        for server in servers.values():
+            server.stop()
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    print(
+        f"small jobs from 8 connections, inputs by {way}: {medians['without']:.1f} a second "
+        f"without, {medians['with']:.1f} with: {medians['with'] / medians['without']:.2f} times",
+        flush=True,
+    )
 
 
 def work(buffers: str, parameters: dict[str, Any]) -> None:
