@@ -13,6 +13,7 @@ import unittest
 import zstandard
 from seamless.checksum.celltypes import celltypes
 
+from tests.constants import constants
 from tests.stack import JOBSERVER_PYTHON, PATIENCE, ROOT, Jobserver, run_client, run_request
 from tests.test_running import IDENTITY, OnAStore
 
@@ -85,8 +86,14 @@ class KindsSuite(OnAStore):
     def setUpClass(cls):
         super().setUpClass()
         parameters = cls.store.parameters(read_folder=cls.read_folder)
-        flags = ("--input-timeout", "20")  # for inputs that a client has lost
-        cls.server = Jobserver(cls.directory / "shared", parameters, workers=2, flags=flags)
+        # A client that has lost an input sends its request five times, and each waits for it.
+        cls.server = Jobserver(
+            cls.directory / "shared",
+            parameters,
+            workers=2,
+            flags=("--input-timeout", "15"),
+            env=constants(cls.directory, {"server.failures._SECOND_WAIT": 0.5}),
+        )
         cls.addClassCleanup(cls.server.stop)
         cls.given = {
             "parameters": parameters,
