@@ -24,7 +24,6 @@ class Server:
 
     def __init__(self, jobserver: Jobserver) -> None:
         self._jobserver = jobserver
-        self._caller: Caller | None = None
 
     @property
     def port(self) -> int:
@@ -33,15 +32,9 @@ class Server:
 
     def one_by_one(self, jobs: list[dict[str, Any]]) -> list[float]:
         """Run jobs one after another on one connection; return the seconds of each."""
-        if self._caller is None:
-            self._caller = Caller(self.port)
-        try:
-            return [_good(self._caller.call(request)).seconds for request in map(encode, jobs)]
-        except BenchmarkFailed:
-            # A late answer would be taken for that to the next request.
-            self._caller.close()
-            self._caller = None
-            raise
+        # One for each turn: between them a server may find that it has been idle for too long.
+        with contextlib.closing(Caller(self.port)) as caller:
+            return [_good(caller.call(request)).seconds for request in map(encode, jobs)]
 
     def at_once(self, jobs: list[dict[str, Any]], connections: int) -> list[float]:
         """Run jobs over so many connections; return when each had its answer, in seconds."""
@@ -55,8 +48,6 @@ class Server:
 
     def stop(self) -> None:
         """Kill the server and all below it: a job may still run, and nobody waits for it."""
-        if self._caller is not None:
-            self._caller.close()
         if self._jobserver.process.poll() is None:
             self._jobserver.kill_tree()
 
