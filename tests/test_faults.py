@@ -862,6 +862,25 @@ class StoreAway(Faults):
         server = self.start(parameters=parameters)
         self.assertEqual(self.value(server.run(self.traced("    return 8\n"))), 8)
 
+    def test_nor_to_the_jobs_that_a_job_asks_for(self):
+        parameters = self.store.parameters()
+        url = "http://127.0.0.1:9"
+        parameters["database"] = [{"readonly": False, "url": url, "remote_url": url}]
+        server = self.start(parameters=parameters, workers=2)
+        self.await_workers(server, 2)
+        code = (
+            "def f(a):\n    from seamless.transformer import direct\n"
+            "    def inner(a):\n        return a + 1\n"
+            "    return direct(inner)(a) + direct(inner)(a + 1)\n"
+        )
+        answer = server.run(self.store.request(code, a=1))
+        self.assertEqual(self.value(answer), 5)
+        self.assertEqual(server.log.count("received from another job"), 2)
+        text = server.request(
+            "GET", f"/jobs/{self.store.request(code, a=1)['tf_checksum']}/log"
+        ).text
+        self.assertEqual(text.count("the database could not be asked"), 1)
+
     def test_in_record_mode_a_database_that_does_not_tell_the_probes_is_named(self):
         front = ScriptedServer(unanswering)
         self.addCleanup(front.close)

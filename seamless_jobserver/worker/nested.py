@@ -19,8 +19,9 @@ import http.client
 import json
 import os
 import sys
+import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -50,6 +51,10 @@ from seamless_jobserver.worker.naming import name_of
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
 """In seconds; the server shows every 20 s that a job goes on."""
+_DATABASE_LIMIT: Final = 10.0
+"""Seconds for the database to say what it knows of a nested transformation, or to take a note."""
+_DATABASE_PAUSE: Final = 30.0
+"""Seconds for which a database that has not answered is not asked again."""
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
@@ -68,6 +73,8 @@ def take_over(settings: WorkerSettings, run_here: RunHere, meter: Meter) -> None
     transformation_cache.run_transformation_dict = _raising_exceptions(
         transformation_cache.run_transformation_dict
     )
+    if not settings.record:
+        transformation_cache.database_remote = _Database()
     # Private: the public way makes clients of seamless-remote's own class only.
     clients = getattr(jobserver_remote, "_extern_clients", None)
     stores = database_remote.has_write_server() and buffer_remote.has_write_server()
@@ -110,6 +117,45 @@ async def _end_loop() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()
+
+
+class _Database:
+    """`database_remote`, as nested transformations see it: one that is away knows nothing.
+
+    What it does not know is computed, and what it does not note is computed again: it matters to
+    them no more than to any other job. (In record mode it does matter.)
+    """
+
+    def __init__(self) -> None:
+        self._left_alone_until = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(database_remote, name)
+
+    async def get_transformation_result(self, transformation: Checksum) -> Checksum | None:
+        """Return the result of a transformation, if that can be found out."""
+        return await self._ask(database_remote.get_transformation_result, transformation)
+
+    async def set_transformation_result(self, transformation: Checksum, result: Checksum) -> Any:
+        """Note the result of a transformation, if that is possible."""
+        return await self._ask(database_remote.set_transformation_result, transformation, result)
+
+    async def set_execution_record(
+        self, transformation: Checksum, result: Checksum, record: dict[str, Any]
+    ) -> Any:
+        """Note how a transformation was run, if that is possible."""
+        return await self._ask(database_remote.set_execution_record, transformation, result, record)
+
+    async def _ask(self, call: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+        # Else one that hangs would hold up each of a thousand nested transformations.
+        if time.monotonic() < self._left_alone_until:
+            return None
+        try:
+            return await asyncio.wait_for(call(*arguments), _DATABASE_LIMIT)
+        except Exception as error:  # noqa: BLE001 - seamless-remote passes on whatever it met
+            _say(f"the database could not be asked: {type(error).__name__}: {error}")
+            self._left_alone_until = time.monotonic() + _DATABASE_PAUSE
+            return None
 
 
 class _NestedClient(JobserverClient):  # type: ignore[misc]
@@ -267,8 +313,11 @@ def _raising_exceptions(run: Callable[..., Result]) -> Callable[..., Result]:
 
 def _remark(why: str) -> None:
     """Say in the output of the job why a transformation that it asked for gets no other worker."""
-    text = f"[worker {os.getpid()}] run here, since the jobserver could not be asked: {why}"
-    print(text.strip(), file=sys.stderr, flush=True)  # noqa: T201
+    _say(f"run here, since the jobserver could not be asked: {why}")
+
+
+def _say(what: str) -> None:
+    print(f"[worker {os.getpid()}] {what}".strip(), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
