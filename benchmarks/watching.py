@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from seamless_jobserver.server.overview import FRESH
+from seamless_jobserver.server.overview import FRESH, MEMORY_FRESH
 from tests.constants import constants
 from tests.stack import Jobserver, Store, temporary_directory
 
@@ -135,7 +135,13 @@ def main(rounds: int) -> int:
             directory / "jobserver",
             store.parameters(read_folder=True),
             workers=2,
-            env=constants(directory, {"server.overview.FRESH": FRESH / TIMES}),
+            env=constants(
+                directory,
+                {
+                    "server.overview.FRESH": FRESH / TIMES,
+                    "server.overview.MEMORY_FRESH": MEMORY_FRESH / TIMES,
+                },
+            ),
         )
         try:
             requests = [json.dumps(store.request(CODE, a=a)).encode() for a in range(JOBS)]

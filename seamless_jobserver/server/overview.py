@@ -33,6 +33,8 @@ from seamless_jobserver.server.service import Service
 VERSION: Final = 1
 """Of the form of ``/status``; it is raised when a field changes its meaning or goes away."""
 FRESH: Final = 0.5
+MEMORY_FRESH: Final = 5.0
+"""Seconds for which the memory of a worker is told again: a look at it takes a millisecond."""
 MOST_WAITING: Final = 200
 MOST_ENDED: Final = 1000
 MOST_LISTED: Final = 500
@@ -73,9 +75,10 @@ class Overview:
         self._versions = {"jobserver": __version__, "python": platform.python_version()}
         self._versions.update({name: _version(name) for name in _SEAMLESS})
         self._user = user_name(os.geteuid())
-        self._lock = threading.Lock()  # over the two below
+        self._lock = threading.Lock()  # over those below
         self._present = b""
         self._until = 0.0
+        self._memory: dict[int, tuple[float, int]] = {}
 
     def watched(self) -> AbstractContextManager[None]:
         """Leave the request that is being answered out of what counts as activity meanwhile."""
@@ -152,8 +155,14 @@ class Overview:
 
     def _look(self) -> dict[str, Any]:
         present: dict[str, Any] = self._ask(self._look_on_the_loop)
-        for worker in present["workers"]:
-            worker["memory"] = None if worker["pid"] is None else tree_memory(worker["pid"])
+        workers = present["workers"]
+        self._memory = {
+            worker["pid"]: self._memory_of(worker["pid"], worker["state"])
+            for worker in workers
+            if worker["pid"]
+        }
+        for worker in workers:
+            worker["memory"] = self._memory[worker["pid"]][1] if worker["pid"] else None
         return {
             "version": VERSION,
             "time": round(time.time(), 3),
@@ -161,6 +170,15 @@ class Overview:
             "machine": _machine(),
             **present,
         }
+
+    def _memory_of(self, pid: int, state: str) -> tuple[float, int]:
+        """Return until when the memory of a worker, as it is now or was, is good enough, and it."""
+        known = self._memory.get(pid)
+        now = time.monotonic()
+        if known is not None and now < known[0]:
+            return known
+        lasts = 0.0 if state == "starting" else MEMORY_FRESH
+        return now + lasts, tree_memory(pid)
 
     def _look_on_the_loop(self) -> dict[str, Any]:
         journal = self._service.journal
