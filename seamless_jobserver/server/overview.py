@@ -32,7 +32,7 @@ from seamless_jobserver.server.service import Service
 
 VERSION: Final = 1
 """Of the form of ``/status``; it is raised when a field changes its meaning or goes away."""
-FRESH: Final = 0.5
+FRESH: Final = 1.0
 MEMORY_FRESH: Final = 5.0
 """Seconds for which the memory of a worker is told again: a look at it takes a millisecond."""
 MOST_WAITING: Final = 200
