@@ -109,8 +109,14 @@ class Faults(OnAStore):
         key = (self.store, workers, *flags)
         if key not in _lasting:
             place = self.store.buffers.parent / f"lasting-{len(_lasting)}"
+            place.mkdir()
             _lasting[key] = LastingServer(
-                place, self.store.parameters(), flags=flags, workers=workers
+                place,
+                self.store.parameters(),
+                flags=flags,
+                workers=workers,
+                # Each look at it waits for a fresh one.
+                env=constants(place, {"server.overview.FRESH": 0.05}),
             )
             unittest.addModuleCleanup(_lasting[key].stop)
             unittest.addModuleCleanup(_lasting.pop, key)
