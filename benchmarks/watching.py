@@ -36,7 +36,7 @@ from tests.stack import Jobserver, Store, temporary_directory
 PAGES = 10
 TIMES = 10
 """So many times the pages, and so many times the looks, are measured."""
-INTERVAL = 2.0
+INTERVAL = 3.0
 """Seconds between the polls of a page (``page/poller.js``)."""
 CALLERS = 4
 JOBS = 1000

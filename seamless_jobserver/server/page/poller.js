@@ -1,6 +1,6 @@
-/* Asks the server again and again: every two seconds while somebody looks, less when it is away. */
+/* Asks the server again and again: every three seconds while somebody looks, less when it is away. */
 
-const PAUSE = 2000;
+const PAUSE = 3000;
 const LONGEST_PAUSE = 10000;
 const PATIENCE = 10000;
 

@@ -123,7 +123,7 @@ export class Recent {
     }
   }
 
-  /** Draw, and have screen readers told; what comes by itself every two seconds is not. */
+  /** Draw, and have screen readers told; what comes by itself every three seconds is not. */
   _drawAloud() {
     this._draw();
     setText(this._announcement, this._aside.textContent || this._empty.textContent);
