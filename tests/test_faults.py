@@ -682,6 +682,17 @@ class StoreAway(Faults):
         self.await_run()
         return server, request, answer
 
+    @contextlib.contextmanager
+    def hanging_store(self, server, request):
+        """Let the job behind the gate end, and its result meet a store that hangs in the block."""
+        self.store.signal_hashserver(signal.SIGSTOP)
+        try:
+            self.gate.touch()
+            self.await_phase(server, request, "storing the result")
+            yield
+        finally:
+            self.store.signal_hashserver(signal.SIGCONT)
+
     def test_a_result_waits_for_a_store_that_is_restarted(self):
         _, _, answer = self.begin()
         self.store.kill_hashserver()
@@ -691,31 +702,21 @@ class StoreAway(Faults):
 
     def test_a_result_waits_for_a_store_that_hangs(self):
         server, request, answer = self.begin()
-        self.store.signal_hashserver(signal.SIGSTOP)
-        try:
-            self.gate.touch()
-            self.await_phase(server, request, "storing the result")
+        with self.hanging_store(server, request):
             self.still_waits(answer, 0.5)
-        finally:
-            self.store.signal_hashserver(signal.SIGCONT)
         self.assertEqual(self.value(answer.result(PATIENCE)), 1)
         self.assertEqual(self.runs(), 1)
 
     def test_the_next_job_is_begun_only_when_the_store_has_taken_the_result_before(self):
         server, request, answer = self.begin()
         following = self.traced("    return a + 10\n", a=1)
-        self.store.signal_hashserver(signal.SIGSTOP)
         with ThreadPoolExecutor(1) as other:
-            try:
-                self.gate.touch()
-                self.await_phase(server, request, "storing the result")
+            with self.hanging_store(server, request):
                 later = other.submit(server.run, following)
                 wait_until(lambda: "has not taken the result of" in server.log, "it is handed back")
                 wait_until(lambda: self.status(server)["waiting_count"], "it waits again")
                 self.still_waits(answer, 0.5)
                 self.assertEqual(self.runs(), 1)
-            finally:
-                self.store.signal_hashserver(signal.SIGCONT)
             self.assertEqual(self.value(answer.result(PATIENCE)), 1)
             outcome = later.result(PATIENCE)
         self.assertEqual(self.value(outcome), 11)
@@ -726,15 +727,10 @@ class StoreAway(Faults):
 
     def test_a_worker_that_is_killed_before_the_store_has_taken_its_result_says_so(self):
         server, request, answer = self.begin()
-        self.store.signal_hashserver(signal.SIGSTOP)
-        try:
-            self.gate.touch()
-            self.await_phase(server, request, "storing the result")
+        with self.hanging_store(server, request):
             (worker,) = self.worker_pids(server)
             os.kill(worker, signal.SIGKILL)
             lost = answer.result(PATIENCE)
-        finally:
-            self.store.signal_hashserver(signal.SIGCONT)
         self.assertEqual(lost.status, 500)
         self.assertIn("signal 9 SIGKILL", lost.text)
         self.assertEqual(self.runs(), 1)

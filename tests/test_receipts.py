@@ -9,6 +9,7 @@ from unittest import mock
 
 from seamless_jobserver.messages import Ending, Outcome, Traffic
 from seamless_jobserver.receipts import Receipts, ReceiptsSender
+from seamless_jobserver.server.workers import Worker
 from seamless_jobserver.worker import confirmations
 from seamless_jobserver.worker.confirmations import Confirmations, StoreBusy
 from tests.stack import temporary_directory
@@ -62,6 +63,15 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
         self.receipts.close("it ended by signal 9\n")
         self.assertEqual(await first, STORED)
         self.assertEqual(await second, Outcome(Ending.CRASHED, message="it ended by signal 9\n"))
+
+    async def test_a_worker_that_does_not_send_one_in_time_is_ended(self):
+        worker = Worker.__new__(Worker)
+        worker._receipts, worker._receipt_limit = self.receipts, 0.05
+        with mock.patch.object(worker, "condemn", self.receipts.close):
+            told = Outcome(Ending.RESULT, runtime={"worker_execution_index": 1})
+            outcome = await asyncio.wait_for(worker.receipt(told), 20)
+        self.assertIs(outcome.ending, Ending.CRASHED)
+        self.assertIn("did not say", outcome.message)
 
     async def test_a_job_that_has_closed_the_pipe_is_noticed(self):
         self.assertTrue(self.sender.usable())
