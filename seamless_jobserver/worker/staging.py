@@ -1,10 +1,9 @@
 """A job's buffers: in from the read folder or the hashserver, out to the hashserver, confirmed.
 
-Two threads, "jobserver-staging" for what comes in and "jobserver-storing" for what goes out, each
-run an event loop for as long as the worker lives, so that the connections to the store stay open
-from job to job. (`Checksum.resolve` makes a new loop and a new connection each time.) They are two,
-so that what storing a result costs can be told from what the next job does meanwhile. The thread
-that runs the jobs hands them coroutines and waits:
+Two lanes, "jobserver-staging" for what comes in and "jobserver-storing" for what goes out, keep
+their connections to the store open from job to job. (`Checksum.resolve` makes a new loop and a new
+connection each time.) They are two, so that what storing a result costs can be told from what the
+next job does meanwhile. The thread that runs the jobs hands them coroutines and waits:
 
 - *In*: all buffers that a job needs are fetched together, and a list of them is returned. Seamless
   keeps fetched buffers in a weak cache: they are found there for as long as the list is held, and
@@ -24,12 +23,8 @@ a deep result, as soon as they are made; storing them keeps that promise before 
 """
 
 import asyncio
-import concurrent.futures
-import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import seamless
 from seamless.caching.buffer_cache import get_buffer_cache
@@ -38,17 +33,14 @@ from seamless_remote import buffer_remote
 
 from seamless_jobserver.messages import Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
+from seamless_jobserver.worker.lane import CutOff, Lane, Result, together, within
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
 from seamless_jobserver.worker.readfolders import ReadFolders
 
-_AT_ONCE: Final = 16
-"""Transfers under way at a time; the store answers from one process, and more only queue there."""
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 10.0
 """Seconds between attempts at a store that is away, or that somebody else is sending to."""
-_HEAD_START: Final = 0.05
-"""Seconds that whoever begins a transfer waits at the most before going on."""
 _NOTICE: Final = 0.5
 """Seconds of fetching after which a job counts as waiting for input."""
 _ATTEMPT: Final = 60.0
@@ -57,8 +49,6 @@ _SLOWEST: Final = 2**20
 _QUESTION_LIMIT: Final = 5.0
 _LOOKED_FOR: Final = 16 * 2**20
 """Bytes up to which a buffer is looked for in the store's folder: finding one means reading it."""
-
-Result = TypeVar("Result")
 
 
 class InputMissing(Exception):
@@ -96,8 +86,8 @@ class Staging:
         self._nearby = Nearby(cache_size)
         # Threads of nested transformations count too; a count that is off by one does no harm.
         self._traffic = Traffic()
-        self._inward = _Lane("jobserver-staging")
-        self._outward = _Lane("jobserver-storing")
+        self._inward = Lane("jobserver-staging")
+        self._outward = Lane("jobserver-storing")
 
     def fetch(
         self,
@@ -145,10 +135,10 @@ class Staging:
         if not wanted:
             return lambda: None
         limit = self._store_timeout if patience is None else min(patience, self._store_timeout)
-        under_way = self._outward.begin(_together([_store(buffer, limit) for buffer in wanted]))
+        under_way = self._outward.begin(together([_store(buffer, limit) for buffer in wanted]))
 
         def wait() -> None:
-            under_way()
+            _ended(under_way)
             self._count(Traffic(stored=sum(map(len, wanted))))
 
         return wait
@@ -198,50 +188,15 @@ class Staging:
 
     def call(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the staging loop, with its open connections, and wait for it."""
-        return self._inward.begin(work)()
+        return _ended(self._inward.begin(work))
 
 
-class _Lane:
-    """An event loop in a thread of its own, which lives as long as the process."""
-
-    def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        # Files are read in threads of this pool, which by their name are told from a job's own.
-        files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
-        self._loop.set_default_executor(files)
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    @property
-    def processor_seconds(self) -> float:
-        """What the thread has taken of a processor so far (pthread_getcpuclockid(3))."""
-        assert self._thread.ident is not None
-        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
-
-    def begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
-        """Begin to run a coroutine on the loop; return what waits for its result."""
-        begun = threading.Event()
-
-        async def run() -> Result:
-            self._loop.call_soon(begun.set)
-            return await work
-
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-        # Until its first request has left. This thread would otherwise go on, and hold the
-        # interpreter for the longer part of what the store needs.
-        begun.wait(_HEAD_START)
-
-        def wait() -> Result:
-            try:
-                return future.result()
-            except concurrent.futures.CancelledError as error:
-                raise StoreUnavailable("the transfer was cut off") from error
-
-        return wait
+def _ended(under_way: Callable[[], Result]) -> Result:
+    """Return what a transfer brought. Raises `StoreUnavailable` as well, when it was cut off."""
+    try:
+        return under_way()
+    except CutOff as error:
+        raise StoreUnavailable(f"{error}\n") from error
 
 
 async def _fetch_all(
@@ -251,7 +206,7 @@ async def _fetch_all(
     deadline = loop.time() + timeout
     notice = loop.call_later(_NOTICE, waiting)
     try:
-        found = await _together([_fetch(need, timeout, deadline) for need in needs])
+        found = await together([_fetch(need, timeout, deadline) for need in needs])
         missing = [need for need, buffer in zip(needs, found, strict=True) if buffer is None]
         if all(need.optional for need in missing):
             parts = [
@@ -260,7 +215,7 @@ async def _fetch_all(
                 if need.celltype == "folder" and buffer is not None
                 for leaf in set(leaves(buffer.get_value("plain")))
             ]
-            contents = await _together([_fetch(part, timeout, deadline) for part in parts])
+            contents = await together([_fetch(part, timeout, deadline) for part in parts])
             missing += [part for part, buf in zip(parts, contents, strict=True) if buf is None]
             found += contents
     finally:
@@ -284,7 +239,7 @@ async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer
     pause = _FIRST_PAUSE
     while True:
         try:
-            return await _within(deadline - loop.time(), buffer_remote.get_buffer(checksum))
+            return await within(deadline - loop.time(), buffer_remote.get_buffer(checksum))
         except asyncio.TimeoutError:
             raise await _explain_wait(need, timeout) from None
         except Exception as error:
@@ -350,7 +305,7 @@ async def _try_to_store(
     with observe_answers() as answers:
         limit = min(_ATTEMPT + len(buffer) / _SLOWEST, max(_FIRST_PAUSE, left))
         try:
-            written = await _within(limit, buffer_remote.write_buffer(checksum, buffer))
+            written = await within(limit, buffer_remote.write_buffer(checksum, buffer))
         except asyncio.TimeoutError:
             return "the hashserver does not answer."
         except Exception as error:  # noqa: BLE001 - seamless-remote passes on whatever it met
@@ -369,54 +324,6 @@ NO_STORE: Final = (
     "There is no hashserver that takes results: the status file that this jobserver was started "
     "with names no writable one under parameters.buffer.\n"
 )
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work`, and end it after so many seconds. Raises asyncio.TimeoutError.
-
-    In the task that there is: before Python 3.12 asyncio.wait_for makes one of its own, which takes
-    a good part of the time of a small transfer.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if expired:
-            raise asyncio.TimeoutError from None
-        raise
-    finally:
-        timer.cancel()
-
-
-async def _together(work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run `work` with at most `_AT_ONCE` under way; the first failure ends the rest."""
-    if len(work) == 1:
-        return [await work[0]]
-    turns = asyncio.Semaphore(_AT_ONCE)
-
-    async def in_turn(one: Coroutine[Any, Any, Result]) -> Result:
-        async with turns:
-            return await one
-
-    tasks = [asyncio.ensure_future(in_turn(one)) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for one in work:
-            one.close()
-        raise
 
 
 def held_leaves(structure: Any) -> list[seamless.Buffer]:

@@ -1,0 +1,120 @@
+"""A lane: an event loop in a thread of its own, on which a worker's transfers run.
+
+The thread that runs the jobs hands it coroutines, goes on as soon as the first request has left,
+and waits for the end when it has nothing else to do. The loop lives as long as the process, so that
+the connections to the store stay open from job to job.
+"""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+_AT_ONCE: Final = 16
+"""Transfers under way at a time; the store answers from one process, and more only queue there."""
+_HEAD_START: Final = 0.05
+"""Seconds that whoever begins a transfer waits at the most before going on."""
+
+Result = TypeVar("Result")
+
+
+class CutOff(Exception):
+    """Something has ended a transfer that had not come to its end."""
+
+
+class Lane:
+    """One thread with its loop; both end with the process."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is the thread's."""
+        self._loop = asyncio.new_event_loop()
+        # Files are read in threads of this pool, which by their name are told from a job's own.
+        files = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="jobserver-files")
+        self._loop.set_default_executor(files)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    @property
+    def processor_seconds(self) -> float:
+        """What the thread has taken of a processor so far (pthread_getcpuclockid(3))."""
+        assert self._thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
+    def begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
+        """Begin to run a coroutine on the loop; return what waits for its result.
+
+        That raises what the coroutine raised, or `CutOff`.
+        """
+        begun = threading.Event()
+
+        async def run() -> Result:
+            self._loop.call_soon(begun.set)
+            return await work
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        # Until its first request has left. This thread would otherwise go on, and hold the
+        # interpreter for the longer part of what the store needs.
+        begun.wait(_HEAD_START)
+
+        def wait() -> Result:
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError as error:
+                raise CutOff("the transfer was cut off") from error
+
+        return wait
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work`, and end it after so many seconds. Raises asyncio.TimeoutError.
+
+    In the task that there is: before Python 3.12 asyncio.wait_for makes one of its own, which takes
+    a good part of the time of a small transfer.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if expired:
+            raise asyncio.TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
+async def together(work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run `work` with at most `_AT_ONCE` under way; the first failure ends the rest."""
+    if len(work) == 1:
+        return [await work[0]]
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def in_turn(one: Coroutine[Any, Any, Result]) -> Result:
+        async with turns:
+            return await one
+
+    tasks = [asyncio.ensure_future(in_turn(one)) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in work:
+            one.close()
+        raise
