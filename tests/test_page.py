@@ -10,6 +10,7 @@ from pathlib import Path
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
+from tests.constants import constants
 from tests.stack import PATIENCE, Jobserver, wait_until
 from tests.test_outside import CHROMIUM
 from tests.test_running import OnAStore
@@ -41,6 +42,15 @@ LIMIT = PATIENCE * 1000
 WORKERS = 2
 
 
+def _ask_often(route):
+    """Serve the page's own module, which asks ten times as often as for people: tests wait for it."""
+    answer = route.fetch()
+    module = answer.text()
+    hurried = module.replace("const PAUSE = 3000;", "const PAUSE = 300;")
+    assert hurried != module, "the page has another pause"
+    route.fulfill(response=answer, body=hurried)
+
+
 class Tabs(OnAStore):
     """One server and one browser for all tests; each test has a tab of its own."""
 
@@ -57,6 +67,7 @@ class Tabs(OnAStore):
             cls.store.parameters(read_folder=True),
             workers=cls.workers,
             flags=("--timeout", "3600"),
+            env=constants(cls.directory, {"server.overview.FRESH": 0.05}),
         )
         stack.callback(cls.server.stop)
         cls.gate = cls.directory / "gate"
@@ -102,6 +113,7 @@ class Tabs(OnAStore):
             if message.type in ("error", "warning") and not expected:
                 complaints.append(message.text)
 
+        page.route("**/poller.js", _ask_often)
         page.on("console", hear)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))

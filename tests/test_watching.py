@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from seamless_jobserver.asking import Server
 from seamless_jobserver.display import fair_shares
 from seamless_jobserver.top import Looks
+from tests.constants import constants
 from tests.stack import PATIENCE, Jobserver, Store, temporary_directory, wait_until
 from tests.test_running import OnAStore
 
@@ -51,13 +52,15 @@ class Watched(OnAStore):
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)
         self.place = self.stack.enter_context(temporary_directory())
+        # A look at it is a fresh one: tests wait for what they have brought about.
+        self.fresh = constants(self.place, {"server.overview.FRESH": 0.05})
         self.server = self.start()
         self.gate = self.place / "gate"
         self.callers = self.stack.enter_context(ThreadPoolExecutor(8))
         self.stack.callback(self.gate.touch)
 
     def start(self, *flags, name="jobserver"):
-        server = Jobserver(self.place / name, self.store.parameters(), flags=flags)
+        server = Jobserver(self.place / name, self.store.parameters(), flags=flags, env=self.fresh)
         self.stack.callback(server.stop)
         return server
 
