@@ -91,7 +91,8 @@ class Promptness(Faults):
 
     def test_workers_end_by_themselves_within_two_seconds_when_the_server_is_killed(self):
         def measure():
-            server = self.start(workers=2)
+            # Nobody is left to remove what the server keeps there.
+            server = self.start(workers=2, env={"TMPDIR": str(self.directory)})
             self.await_workers(server, 2)
             before = self.runs()
             with ThreadPoolExecutor(1) as caller:
