@@ -59,12 +59,12 @@ def shared_input(bench: Bench) -> None:
         )
         with bench.all_subjects(folder=folder) as subjects:
             jobs = {
-                name: bench.recipes.shared(50 * MB, 1 + 3 * bench.count(4, 2)) for name in subjects
+                name: bench.recipes.shared(50 * MB, 1 + 10 * bench.count(4, 2)) for name in subjects
             }
             for name, subject in subjects.items():
                 subject.one_by_one([jobs[name].pop()])
             for name, subject in in_turns(subjects, bench.count(4, 2)):
-                times = subject.one_by_one([jobs[name].pop() for _ in range(3)])
+                times = subject.one_by_one([jobs[name].pop() for _ in range(10)])
                 figure.add(name, [1000 * seconds for seconds in times])
 
 

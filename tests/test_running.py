@@ -77,7 +77,9 @@ class OnAStore(unittest.TestCase):
         return json.loads(self.result(answer))
 
 
-class Results(OnAStore):
+class OnOneServer(OnAStore):
+    """One server with two workers, for all tests of a class."""
+
     shares_store = True
 
     @classmethod
@@ -86,6 +88,8 @@ class Results(OnAStore):
         cls.server = Jobserver(cls.directory / "shared", cls.store.parameters(), workers=2)
         cls.addClassCleanup(cls.server.stop)
 
+
+class Results(OnOneServer):
     def test_200_jobs_one_after_another(self):
         for number in range(200):
             answer = self.server.run(self.store.request(ADD, a=number, b=1000))
@@ -229,15 +233,7 @@ class Results(OnAStore):
         self.assertEqual(found, probe.stdout.strip() or "absent")
 
 
-class Failures(OnAStore):
-    shares_store = True
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.server = Jobserver(cls.directory / "shared", cls.store.parameters(), workers=2)
-        cls.addClassCleanup(cls.server.stop)
-
+class Failures(OnOneServer):
     def fails(self, code, *, output="mixed", language="python", **inputs):
         request = self.store.request(code, output=output, language=language, **inputs)
         answer = self.server.run(request)
