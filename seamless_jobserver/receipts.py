@@ -61,6 +61,7 @@ class Receipts:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read = b""
         self._owed: dict[int, asyncio.Future[Outcome]] = {}
+        self._given_up: str | None = None
 
     def listen(self) -> None:
         """Begin to read, on the loop that runs."""
@@ -71,11 +72,14 @@ class Receipts:
     def of(self, number: int) -> "asyncio.Future[Outcome]":
         """Return what will be the confirmed outcome of the worker's job `number`.
 
-        It may have come already, and is to be asked for once.
+        It may have come already, and is to be asked for once. So may the worker's end: the outcome
+        itself comes another way, which can take longer.
         """
         owed = self._owed.get(number)
         if owed is None:
             owed = self._owed[number] = asyncio.get_running_loop().create_future()
+            if self._given_up is not None:
+                owed.set_result(Outcome(Ending.CRASHED, message=self._given_up))
         owed.add_done_callback(lambda _: self._owed.pop(number, None))
         return owed
 
@@ -88,6 +92,7 @@ class Receipts:
             self._loop.remove_reader(self._pipe)
         os.close(self._pipe)
         self._pipe = None
+        self._given_up = message
         for owed in list(self._owed.values()):
             if not owed.done():
                 owed.set_result(Outcome(Ending.CRASHED, message=message))

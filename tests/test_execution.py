@@ -101,12 +101,29 @@ class Scratch(Played):
         self.staging.begin_to_store.assert_not_called()
 
 
+class Early(Played):
+    def test_a_result_is_told_of_before_it_is_stored_only_if_all_that_it_holds_is_small(self):
+        self.result = seamless.Buffer({"leaf": "ab" * 32}, "plain")
+        deep = mock.patch.dict(TRANSFORMATION, {"__output__": ["result", "deepcell", None]})
+        for size, early in ((100, True), (2**20, False)):
+            leaves = [seamless.Buffer(bytes(size))]
+            with (
+                self.subTest(size),
+                deep,
+                mock.patch.object(execution, "held_leaves", return_value=leaves),
+            ):
+                ended = self.run_it()
+                self.assertIs(ended.wait().ending, Ending.RESULT)
+                self.assertIs(ended.soon is not None, early)
+
+
 class KeptResults(Played):
     def test_one_that_cannot_be_delivered_any_more_is_computed_again(self):
         self.safekeeping.find.return_value = object()
         self.safekeeping.deliver.return_value = None
         self.assertIs(self.run_it().wait().ending, Ending.RESULT)
-        self.assertIn("code", self.events)
+        # Measured once: it would count for nothing, and the code's own run for the record.
+        self.assertEqual(self.events, ["fetch", "code", "mend", "measure", "store", "stored"])
 
     def test_a_result_is_kept_when_what_its_record_needs_cannot_be_had(self):
         self.safekeeping.keep.return_value = "advice\n"

@@ -236,6 +236,17 @@ class Output(unittest.TestCase):
         self.assertEqual(self.output.extent(path), (2048, 10_240))
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
+    def test_what_cannot_be_cut_down_is_not_kept_and_its_size_known(self):
+        path = self.write(b"x" * 10_000)
+        full = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(joboutput.os, "replace", side_effect=full),
+            self.assertLogs("seamless_jobserver.server.joboutput", "WARNING"),
+        ):
+            self.assertEqual(self.output.keep(path), 10_000)
+        self.assertEqual(self.files(), [])
+        self.assertEqual(self.output.extent(path), (10_000, 10_000))
+
     def test_later_files_push_out_the_oldest(self):
         for _ in range(4):
             self.output.keep(self.write(b"x" * 8000))

@@ -9,6 +9,7 @@ from unittest import mock
 
 from seamless_jobserver.messages import Ending, Outcome, Traffic
 from seamless_jobserver.receipts import Receipts, ReceiptsSender
+from seamless_jobserver.server import workers
 from seamless_jobserver.server.workers import Worker
 from seamless_jobserver.worker import confirmations
 from seamless_jobserver.worker.confirmations import Confirmations, StoreBusy
@@ -63,6 +64,17 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
         self.receipts.close("it ended by signal 9\n")
         self.assertEqual(await first, STORED)
         self.assertEqual(await second, Outcome(Ending.CRASHED, message="it ended by signal 9\n"))
+        # The outcome that it belongs to can be later than the end of its worker.
+        self.assertEqual(await self.receipts.of(3), await second)
+
+    async def test_a_worker_that_cannot_be_ended_either_is_waited_for_no_longer(self):
+        worker = Worker.__new__(Worker)
+        worker._receipts, worker._receipt_limit = self.receipts, 0.05
+        told = Outcome(Ending.RESULT, runtime={"worker_execution_index": 1})
+        with mock.patch.object(worker, "condemn"), mock.patch.object(workers, "END_LIMIT", 0.05):
+            outcome = await asyncio.wait_for(worker.receipt(told), 20)
+        self.assertIs(outcome.ending, Ending.CRASHED)
+        self.assertIn("did not say", outcome.message)
 
     async def test_a_worker_that_does_not_send_one_in_time_is_ended(self):
         worker = Worker.__new__(Worker)

@@ -5,6 +5,7 @@ import dataclasses
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
@@ -36,7 +37,8 @@ class FakeSlot:
         self.recorded = []
         self.doomed = None
         self.owed = None
-        self.settled = asyncio.Event()
+        self.settled = True
+        self.settlement = asyncio.Event()
         self.end = None
 
     def reserve(self):
@@ -58,7 +60,7 @@ class FakeSlot:
         return self.owed
 
     async def settle(self):
-        await self.settled.wait()
+        await self.settlement.wait()
 
     async def record(self, request, result):
         self.recorded.append((request.checksum, result))
@@ -221,6 +223,8 @@ class Unconfirmed(ServiceCase):
         receipt.set_result(RESULT)
         slot.end.set_result(RESULT)
         self.assertIs((await second).ending, Ending.RESULT)
+        await self.settle()
+        self.assertEqual(slot.recorded, [])
 
     async def test_it_is_recorded_also_when_its_last_caller_goes_meanwhile(self):
         (slot,) = self.slots.slots
@@ -245,6 +249,20 @@ class Unconfirmed(ServiceCase):
         await self.until_state(request("1"), State.DONE)
         self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
 
+    async def test_waiting_for_it_does_not_count_as_the_jobs_time(self):
+        await self.make(job_timeout=100.0)
+        timers = []
+        limit_time = self.service._limit_time
+        self.service._limit_time = lambda slot: timers.extend(limit_time(slot)) or timers
+        (slot,) = self.slots.slots
+        await self.leave(await self.call(request("1")))
+        self.assertEqual([timer.cancelled() for timer in timers], [False])
+        receipt = slot.owe()
+        await self.settle()
+        self.assertEqual([timer.cancelled() for timer in timers], [True])
+        receipt.set_result(RESULT)
+        await self.until_state(request("1"), State.DONE)
+
     async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
         await self.make(slots=2)
         first, second = self.slots.slots
@@ -254,10 +272,10 @@ class Unconfirmed(ServiceCase):
         await self.settle()
         self.assertIs(await self.service.status(request("1").checksum), State.QUEUED)
         self.assertTrue(first.busy)
-        first.settled.set()
+        first.settlement.set()
         await self.settle()
         self.assertEqual(len(first.runs), 2)
-        first.settled.clear()
+        first.settlement.clear()
         first.end.set_exception(NotBegun())
         second.busy = False
         await self.settle()
@@ -265,7 +283,7 @@ class Unconfirmed(ServiceCase):
         second.end.set_result(RESULT)
         self.assertEqual((await job).runtime["retry_count"], 2)
         self.assertTrue(first.busy)
-        first.settled.set()
+        first.settlement.set()
         await self.settle()
         self.assertFalse(first.busy)
 
@@ -420,7 +438,57 @@ class Cancellation(ServiceCase):
         self.assertIs((await canceled).ending, Ending.CANCELED)
 
 
+class Mishaps(ServiceCase):
+    """What goes wrong here while a job ends does not keep its callers waiting."""
+
+    async def test_output_that_cannot_be_kept_costs_neither_the_answer_nor_the_next_job(self):
+        (slot,) = self.slots.slots
+        first, second = await self.call(request("1")), await self.call(request("2"))
+        full = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(self.output, "keep", side_effect=full),
+            self.assertLogs("seamless_jobserver.server.service", "WARNING"),
+        ):
+            slot.end.set_result(RESULT)
+            self.assertEqual(
+                (await asyncio.wait_for(first, 20)).result_checksum, RESULT.result_checksum
+            )
+        await self.settle()
+        slot.end.set_result(RESULT)
+        await asyncio.wait_for(second, 20)
+
+    async def test_a_receipt_that_fails_is_told_as_a_mistake_of_ours(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        receipt = slot.owe()
+        await self.settle()
+        with self.assertLogs("seamless_jobserver.server.service", "ERROR"):
+            receipt.set_exception(OSError(24, "Too many open files"))
+            outcome = await asyncio.wait_for(first, 20)
+        self.assertIs(outcome.ending, Ending.LOST)
+        self.assertIn("Too many open files", outcome.message)
+
+    async def test_a_caller_that_goes_as_its_answer_comes_leaves_a_result_that_is_recorded(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        self.service._log_end = lambda *_: first.cancel()
+        slot.end.set_result(RESULT)
+        with self.assertRaises(asyncio.CancelledError):
+            await asyncio.wait_for(first, 20)
+        await self.settle()
+        await self.call(request("2"))  # a slot is looked for when something happens
+        slot.end.set_result(RESULT)
+        await self.settle()
+        self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
+
+
 class Nested(ServiceCase):
+    async def test_it_gets_no_slot_that_could_hand_it_back(self):
+        (slot,) = self.slots.slots
+        slot.settled = False
+        self.assertIsInstance(await self.service.run_nested(request("1"), 2), int)
+        self.assertEqual(slot.runs, [])
+
     async def test_a_nested_job_never_waits_for_a_slot(self):
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), 1)

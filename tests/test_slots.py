@@ -13,7 +13,7 @@ from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import slots as slots_module
 from seamless_jobserver.server.slot import SlotState
 from seamless_jobserver.server.slots import Slots
-from seamless_jobserver.server.workers import NotBegun, WorkerStartFailed
+from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerStartFailed
 from tests.test_service import RESULT, request
 
 SETTINGS = WorkerSettings({}, False, "", 1, 1.0, 1.0, 100, 0)
@@ -47,6 +47,9 @@ class FakeWorker:
     def process(self):
         reading, self._writing = os.pipe()
         return mock.Mock(sentinel=reading)
+
+    def end(self):
+        os.close(self._writing)
 
     def submit(self, *_):
         self.job = concurrent.futures.Future()
@@ -117,6 +120,42 @@ class Want(SlotsCase):
                         self.assertIsNone(self.slots.all[0].problem)
 
 
+class Burial(SlotsCase):
+    async def test_a_worker_whose_end_cannot_be_looked_into_is_forgotten_all_the_same(self):
+        for error in WANT[1:3]:
+            with self.subTest(error), self.assertLogs("seamless_jobserver.server.slots", "ERROR"):
+                await self.asyncSetUp()
+                forgotten = asyncio.Event()
+                with mock.patch.multiple(
+                    FakeWorker,
+                    create=True,
+                    describe_end=mock.AsyncMock(side_effect=error),
+                    forget=lambda _, told=forgotten: told.set(),
+                ):
+                    async with self.started(FakeWorker):
+                        await asyncio.wait_for(self.freed.wait(), 20)
+                        self.slots.all[0].worker.end()
+                        await asyncio.wait_for(forgotten.wait(), 20)
+
+    async def test_a_worker_that_has_gone_while_it_was_asked_is_given_nothing_more(self):
+        asks = {
+            "to record": lambda slot: slot.record(request("1"), "cd" * 32),
+            "to check": lambda slot: slot.check_store(),
+        }
+        for name, ask in asks.items():
+            with self.subTest(name):
+                await self.asyncSetUp()
+                gone = mock.Mock(side_effect=WorkerGone)
+                with mock.patch.multiple(FakeWorker, create=True, record=gone, check_store=gone):
+                    async with self.started(FakeWorker):
+                        await asyncio.wait_for(self.freed.wait(), 20)
+                        slot = self.slots.idle()
+                        slot.reserve()
+                        await ask(slot)
+                        slot.free()
+                        self.assertIsNone(self.slots.idle())
+
+
 class Doomed(SlotsCase):
     async def test_a_worker_that_is_to_end_gets_no_other_job(self):
         async with self.started(FakeWorker):
@@ -136,6 +175,7 @@ class Doomed(SlotsCase):
         ways = {
             "a limit": lambda slot: slot.condemn("it took too long"),
             "a cancellation": lambda slot: slot.reclaim("its job was canceled"),
+            "its replacement": lambda slot: slot.free("it cannot be put back"),
         }
         for name, end in ways.items():
             with self.subTest(name):

@@ -93,17 +93,16 @@ class JobOutput:
     def keep(self, path: str) -> int:
         """Keep what a job that has ended printed into the file at `path`; return how much it was.
 
-        An empty file is removed, and so are the oldest ones when there is too much.
+        An empty file is removed, and so are the oldest ones when there is too much, and one that is
+        too long when the disk has no room to cut it down.
         """
         try:
             size = os.lstat(path).st_size
             if not size:
                 os.unlink(path)
                 return 0
-            if size > KEPT:
-                with self._lock:
-                    self._cut_down(path)
-                    self._cut[path] = size - KEPT
+            if size > KEPT and not self._cut_down(path, size):
+                return size
         except FileNotFoundError:
             return 0  # a job that never began has no file
         self._kept[path] = min(size, KEPT)
@@ -190,18 +189,33 @@ class JobOutput:
         size = self._kept.pop(path)
         self._size -= size
         with self._lock:
-            self._pushed_out[path] = size + self._cut.pop(path, 0)
-            Path(path).unlink(missing_ok=True)
-            while len(self._pushed_out) > _REMEMBERED:
-                self._pushed_out.popitem(last=False)
+            self._push_out(path, size + self._cut.pop(path, 0))
 
-    def _cut_down(self, path: str) -> None:
-        """Leave the last `KEPT` bytes in the file at `path`."""
-        content, _ = self.read(path, KEPT)
+    def _push_out(self, path: str, size: int) -> None:
+        self._pushed_out[path] = size
+        Path(path).unlink(missing_ok=True)
+        while len(self._pushed_out) > _REMEMBERED:
+            self._pushed_out.popitem(last=False)
+
+    def _cut_down(self, path: str, size: int) -> bool:
+        """Leave the last `KEPT` bytes of `size` in the file at `path`; return whether it is there.
+
+        It is removed where that cannot be done: the job may have filled the disk with it.
+        """
         temporary = f"{path}.end"
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(content)
-        os.replace(temporary, path)
+        with self._lock:
+            try:
+                content, _ = self.read(path, KEPT)
+                with open(temporary, "wb", opener=_private) as file:
+                    file.write(content)
+                os.replace(temporary, path)
+            except OSError as error:
+                _log.warning("the output of a job is not kept: %s", error)
+                Path(temporary).unlink(missing_ok=True)
+                self._push_out(path, size)
+                return False
+            self._cut[path] = size - KEPT
+            return True
 
     def _open(self, path: str, flags: int) -> int:
         # A job can put a link in the place of its file, and what the server reads, others may see.

@@ -128,7 +128,9 @@ class Service:
         """
         assert self._slots is not None
         if self._table.running(request) is None:
-            busy = self._table.next_queued() is not None or self._slots.idle() is None
+            slot = self._slots.idle()
+            # One that is not settled could hand it back, and it would wait in the queue after all.
+            busy = self._table.next_queued() is not None or slot is None or not slot.settled
             if busy or self._refusal is not None:
                 return self._add_hosted(request, host)
         return await self._run(request, nested=True)
@@ -245,6 +247,11 @@ class Service:
         try:
             # Shielded: one caller that gives up must not end the job for the others.
             return await asyncio.shield(end)
+        except asyncio.CancelledError:
+            if end.done() and job.waiters == 1:
+                # It has gone at the very moment at which it would have had its answer.
+                self._errands.note_unheard(request, end.result())
+            raise
         finally:
             job.waiters -= 1
             if not job.waiters and job.state.active:
@@ -319,21 +326,23 @@ class Service:
             task.add_done_callback(self._work.pop)
 
     async def _carry_out(self, job: Job, slot: Slot, path: str) -> None:
-        with self._activity.ongoing():
-            outcome = await self._occupy(job, slot, path)
-            if outcome.unconfirmed and job.state is State.RUNNING:
-                receipt = slot.receipt()
-                self._dispatch()
-                # Shielded: who else waits for it is not to find it canceled.
-                outcome = await asyncio.shield(receipt)
-                self.journal.moved(outcome.traffic)
-                if not job.waiters:
-                    await self.note_unheard(job.request, outcome)
-        printed = "" if outcome.ending in _NO_FAILURE else self.output.end_of(path)
-        if job.state is State.QUEUED:
-            self.output.discard(path)
-        else:
-            self.output.keep(path)
+        """Have a job run, and end it, whatever goes wrong: its callers wait for that."""
+        try:
+            with self._activity.ongoing():
+                outcome = await self._occupy(job, slot, path)
+                if outcome.unconfirmed and job.state is State.RUNNING:
+                    receipt = slot.receipt()
+                    self._dispatch()
+                    # Shielded: who else waits for it is not to find it canceled.
+                    outcome = await asyncio.shield(receipt)
+                    self.journal.moved(outcome.traffic)
+                    if job.state.active and not job.waiters:
+                        await self.note_unheard(job.request, outcome)
+        except Exception as error:  # noqa: BLE001 - or callers would wait for ever
+            _log.exception("it could not be carried out", extra={"job": job.checksum})
+            what = f"{type(error).__name__}: {error}"
+            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
+        printed = self._put_away(job, outcome, path)
         if job.state is State.RUNNING:
             outcome.runtime["retry_count"] = job.retries
             self._end(job, _EVENTS[outcome.ending], outcome, printed)
@@ -341,20 +350,32 @@ class Service:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._dispatch()
 
+    def _put_away(self, job: Job, outcome: Outcome, path: str) -> str:
+        """Keep what a run has printed, as far as that counts; return what its callers are told."""
+        printed = ""
+        try:
+            if outcome.ending not in _NO_FAILURE:
+                printed = self.output.end_of(path)
+            if job.state is State.QUEUED:
+                self.output.discard(path)
+            else:
+                self.output.keep(path)
+        except OSError as error:
+            # No file to be had, most likely. Its answer does not depend on that.
+            _log.warning("what it printed is lost: %s", error, extra={"job": job.checksum})
+        return printed
+
     async def _occupy(self, job: Job, slot: Slot, path: str) -> Outcome:
         """Run a job in the slot that is reserved for it, and free the slot.
 
         The outcome is unconfirmed only for a job that somebody waits for.
         """
-        looking = asyncio.ensure_future(self._look_after(job, slot, path))
-        timers = self._limit_time(slot)
         retire, blocked = None, False
         try:
-            patience = self._failures.patience(job.checksum, self._policy.input_timeout)
             # It can have been canceled since this task was made.
             outcome = CANCELED
             if job.state is State.RUNNING:
-                outcome = await slot.run(job.request, path, patience)
+                outcome = await self._run_in(slot, job, path)
             retire = outcome.retire
             self.journal.moved(outcome.traffic)
             if outcome.remark is not None:
@@ -368,14 +389,7 @@ class Service:
             outcome = self._give_back(job, loss)
             # Another slot may have it sooner than this one, which can do nothing for the moment.
             blocked = isinstance(loss, NotBegun)
-        except Exception as error:  # noqa: BLE001 - or callers would wait for ever
-            _log.exception("it could not be carried out", extra={"job": job.checksum})
-            what = f"{type(error).__name__}: {error}"
-            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
         finally:
-            looking.cancel()
-            for timer in timers:
-                timer.cancel()
             self.journal.named(job, slot.job_name)
             del self._places[job.number]
             if blocked:
@@ -383,6 +397,19 @@ class Service:
             else:
                 slot.free(retire)
         return outcome
+
+    async def _run_in(self, slot: Slot, job: Job, path: str) -> Outcome:
+        """Run a job, within its time; raises as `Slot.run` does."""
+        looking = asyncio.ensure_future(self._look_after(job, slot, path))
+        timers = self._limit_time(slot)
+        try:
+            patience = self._failures.patience(job.checksum, self._policy.input_timeout)
+            return await slot.run(job.request, path, patience)
+        finally:
+            # What comes after it, such as waiting for the store, does not count.
+            looking.cancel()
+            for timer in timers:
+                timer.cancel()
 
     async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
         """Mention once that a job waits for its input; keep what it prints within bounds."""

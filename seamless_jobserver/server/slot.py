@@ -133,6 +133,7 @@ class Slot:
         try:
             return await asyncio.wrap_future(self.worker.record(request, result))
         except (WorkerGone, BrokenExecutor):
+            self.state = SlotState.DOWN
             return "the worker has ended"
 
     def free(self, retire: str | None = None) -> None:
@@ -149,7 +150,7 @@ class Slot:
         if self.worker.verdict is None:
             _log.info("worker %d is replaced: %s", self.number, retire)
             self.worker.retired = True
-        self.worker.kill()
+        self._kill_when_settled(self.worker)
 
     def ticket(self) -> object:
         """Return what is equal to a later ticket as long as the same job has this slot."""
@@ -173,6 +174,7 @@ class Slot:
         try:
             return await asyncio.wrap_future(self.worker.check_store())
         except (WorkerGone, BrokenExecutor):
+            self.state = SlotState.DOWN
             return None
 
     def condemn(self, verdict: str) -> None:
@@ -181,10 +183,13 @@ class Slot:
         if worker is None:
             return
         worker.doom(verdict)
+        self._kill_when_settled(worker)
+
+    def _kill_when_settled(self, worker: Worker) -> None:
+        """Kill a worker, but let the job before have its receipt: it has nothing to do with it."""
         if self._owed is None or self._owed.done():
             worker.kill()
         else:
-            # The job before has nothing to do with it.
             self._owed.add_done_callback(lambda _: worker.kill())
 
     def reclaim(self, verdict: str) -> "asyncio.Task[None] | None":

@@ -183,7 +183,7 @@ class Slots:
         return ended
 
     async def _bury(self, slot: Slot) -> None:
-        worker, slot.worker = slot.worker, None
+        worker = slot.worker
         slot.holdings = frozenset()
         if worker is None:
             return
@@ -197,6 +197,8 @@ class Slots:
         elif not worker.retired:
             _log.warning("worker %d (pid %d) ended by %s", slot.number, worker.pid, how)
         worker.forget()
+        # Not before: if something above fails, `_abandon` has to find it.
+        slot.worker = None
         self._buried(slot.number, worker.verdict)
         self._ours.discard(worker.pid)
         await self._sweep()

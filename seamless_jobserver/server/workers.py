@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Final
 
 from seamless_jobserver.messages import (
+    Ending,
     Outcome,
     RunRequest,
     StoreCheck,
@@ -110,6 +111,13 @@ class Worker:
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()
             raise
+        # A worker that dies in the middle of an answer has said how long it is, and the executor
+        # would wait for the rest, and its callers with it, since the pipe has another writer: this
+        # process, which never writes. Private: nothing public closes that end.
+        answers = getattr(self._executor, "_result_queue", None)
+        writer = getattr(answers, "_writer", None)
+        if writer is not None:
+            writer.close()
 
     @property
     def pid(self) -> int:
@@ -159,7 +167,11 @@ class Worker:
         done, _ = await asyncio.wait({receipt}, timeout=self._receipt_limit)
         if not done:
             self.condemn(_NO_RECEIPT)
-        return await receipt
+            # When it has ended, this one is given up with it: unless it cannot be ended.
+            done, _ = await asyncio.wait({receipt}, timeout=END_LIMIT)
+        if not done:
+            return Outcome(Ending.CRASHED, message=f"{_UNCONFIRMED}{_NO_RECEIPT}\n")
+        return receipt.result()
 
     def record(self, request: RunRequest, result: str) -> "Future[str | None]":
         """Have the worker tell the database. Raises `WorkerGone` when it has ended."""
@@ -212,10 +224,13 @@ class Worker:
 
     async def terminate(self) -> None:
         """End the worker, doomed before, and all below it: SIGTERM, and SIGKILL after a while."""
-        if self._identity is not None:
-            terminate_tree(self._identity)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._process.join, TERMINATION_LIMIT)
+        try:
+            if self._identity is not None:
+                terminate_tree(self._identity)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(None, self._process.join, TERMINATION_LIMIT)
+        except (OSError, RuntimeError) as error:
+            _log.warning("worker process %d cannot be asked to end: %s", self.pid, error)
         self.kill()
 
     def give_up_results(self, how: str) -> None:
@@ -232,7 +247,13 @@ class Worker:
     def kill(self) -> None:
         """Kill the process and everything below it. Further calls do nothing."""
         if self._identity is not None:
-            refused = kill_tree(self._identity)
+            try:
+                refused = kill_tree(self._identity)
+            except OSError as error:
+                # No file to be had to look what is below it, which is swept up later on.
+                _log.warning("worker process %d is killed alone: %s", self.pid, error)
+                refused = set()
+                self._process.kill()
             if refused:
                 _log.warning("processes of another user were left alone: %s", sorted(refused))
         # Without cancel_futures: a job that was being handed over then ends with the broken

@@ -164,9 +164,9 @@ class Execution:
         if kept is not None:
             settle()
             enter(Phase.STORING)
-            measurement.finish()  # for its threads; what counts is what was measured then
             delivered = self._safekeeping.deliver(kept, self._staging)
             if delivered is not None:
+                measurement.finish()  # for its threads; what counts is what was measured then
                 return Ended(lambda: delivered)
         enter(Phase.FETCHING)
         inputs = self._staging.fetch(
@@ -279,7 +279,7 @@ class Execution:
                 raise keep_safe(error) from error
             return outcome
 
-        small = sum(map(len, wholes)) <= _SMALL
+        small = sum(map(len, [*parts, *wholes])) <= _SMALL
         return Ended(wait, outcome if small else None)
 
 

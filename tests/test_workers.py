@@ -1,0 +1,71 @@
+"""A worker process seen from the server, with a program that is the test's."""
+
+import asyncio
+import contextlib
+import os
+import struct
+import sys
+import unittest
+from concurrent.futures import BrokenExecutor
+from unittest import mock
+
+from seamless_jobserver.messages import WorkerProgram
+from seamless_jobserver.server import workers
+from seamless_jobserver.server.workers import Worker
+from tests.stack import PATIENCE, temporary_directory
+from tests.test_service import request
+from tests.test_slots import SETTINGS
+
+
+def come_up(_settings, _directory):
+    return None
+
+
+def die_while_answering(_request, _path, _patience):
+    """Send the length of an answer and its first byte, as an executor's worker does, and end."""
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    os.write(frame.f_locals["result_queue"]._writer.fileno(), struct.pack("!i", 100_000) + b"\x80")
+    os._exit(3)
+
+
+class Death(unittest.IsolatedAsyncioTestCase):
+    @contextlib.asynccontextmanager
+    async def worker(self):
+        with temporary_directory() as directory:
+            program = WorkerProgram(come_up, die_while_answering, print, print)
+            worker = Worker(program, SETTINGS, str(directory / "worker"))
+            try:
+                await worker.ready()
+                yield worker
+            finally:
+                await worker.close(0.0)
+                worker.forget()
+            self.assertEqual(list(directory.iterdir()), [])
+
+    async def test_a_worker_that_dies_in_the_middle_of_its_answer_has_died_of_its_job(self):
+        async with self.worker() as worker:
+            answer = asyncio.wrap_future(worker.submit(request(), "", 1.0))
+            with self.assertRaises(BrokenExecutor):
+                await asyncio.wait_for(answer, PATIENCE)
+            self.assertIn("exit code 3", await worker.describe_end())
+
+    async def test_a_worker_is_ended_also_when_nothing_can_be_looked_up(self):
+        async def kill(worker):
+            worker.kill()
+
+        want = OSError(24, "Too many open files")
+        for end in (kill, Worker.terminate):
+            async with self.worker() as worker:
+                with (
+                    self.subTest(end.__name__),
+                    mock.patch.multiple(
+                        workers,
+                        kill_tree=mock.Mock(side_effect=want),
+                        terminate_tree=mock.Mock(side_effect=want),
+                    ),
+                    self.assertLogs("seamless_jobserver.server.workers", "WARNING"),
+                ):
+                    await end(worker)
+                    self.assertIn("SIGKILL", await worker.describe_end())
