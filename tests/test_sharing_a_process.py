@@ -158,7 +158,7 @@ class SharedProcess(OnAStore):
         for name, what in MEDDLING.items():
             with self.subTest(name):
                 self.meddle(what)
-                self.assertEqual(self.report(), before)
+                self.assertEqual(self.report(), before, self.server.log[-1000:])
 
     def test_a_worker_that_cannot_be_put_back_is_replaced(self):
         for name, (what, reason) in PAST_MENDING.items():
