@@ -9,7 +9,7 @@ from tests.test_running import ADD, OnAStore
 
 REPORT = """
 def f(nonce):
-    import logging, os, resource, signal, sys, threading, warnings, gc, decimal, socket, locale
+    import logging, os, resource, signal, subprocess, sys, threading, warnings, gc, decimal, socket
     import numpy
     return {
         "pid": os.getpid(),
@@ -17,7 +17,7 @@ def f(nonce):
         "environment": sorted(os.environ.items()),
         "path": sys.path,
         "argv": sys.argv,
-        "umask": os.popen("umask").read(),
+        "umask": subprocess.check_output("umask", shell=True, text=True),
         "limits": [resource.getrlimit(number) for number in range(16)],
         "affinity": sorted(os.sched_getaffinity(0)),
         "signals": [str(signal.getsignal(n)) for n in (1, 2, 10, 14, 15)],
@@ -216,6 +216,7 @@ class SharedProcess(OnAStore):
             "from concurrent.futures import ThreadPoolExecutor as E\n    with E(3) as e: list(e.map(str, range(9)))",
             "subprocess.run(['true']); os.system('sleep 0.01 & wait')",
             "p = subprocess.Popen(['true']); os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)",
+            "os.popen('echo all; exec >&-; sleep 0.05').read()",
         ):
             self.meddle(what)
         self.assertEqual(self.report()["pid"], before)

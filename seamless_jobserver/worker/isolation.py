@@ -40,8 +40,9 @@ DESCRIPTOR_LIMIT: Final = 200
 """Open files that jobs may have forgotten to close, all together."""
 _OWN_FILES: Final = 64
 """Open files beyond those of a job: enough to measure it and to store its result."""
-THREAD_PATIENCE: Final = 0.2
-"""Seconds for threads that a job has started to end by themselves."""
+PATIENCE: Final = 0.2
+"""Seconds for threads and processes that a job has started to end by themselves: who has read all
+that a process says (``os.popen``) has not waited for its end."""
 
 _OUR_THREADS: Final = ("jobserver-", "Seamless")
 """Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
@@ -227,11 +228,16 @@ class Surroundings:
     def _check_children(self) -> str | None:
         if not has_children():
             return None
-        left = [pid for pid in children(os.getpid()) if not _is_harmless(pid)]
-        return f"a job left {len(left)} processes behind" if left else None
+        deadline = time.monotonic() + PATIENCE
+        pause = threading.Event()  # never set: it is waited for, with a limit
+        while left := [pid for pid in children(os.getpid()) if not _is_harmless(pid)]:
+            if time.monotonic() >= deadline:
+                return f"a job left {len(left)} processes behind"
+            pause.wait(0.005)
+        return None
 
     def _check_threads(self) -> str | None:
-        deadline = time.monotonic() + THREAD_PATIENCE
+        deadline = time.monotonic() + PATIENCE
         left = []
         for thread in set(threading.enumerate()) - self._threads:
             if not thread.name.startswith(_OUR_THREADS):
