@@ -1,8 +1,11 @@
 """What a worker lets go of after a job, so that the next thousand cost as much as the first."""
 
 import gc
+import hashlib
+import sys
 import unittest
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 from seamless_jobserver.transport import import_seamless_remote
 
@@ -23,8 +26,26 @@ def use(number):
     return buffer
 
 
+class Threads(unittest.TestCase):
+    def test_what_several_use_at_the_same_time_is_right(self):
+        def work(thread):
+            for number in range(500):
+                value = [thread, number]
+                buffer = seamless.Buffer(value, "plain")
+                expected = hashlib.sha256(buffer.content).hexdigest()
+                self.assertEqual(buffer.get_checksum().hex(), expected)
+                self.assertEqual(seamless.Buffer(buffer.content).get_value("plain"), value)
+
+        settle()
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(work, range(8)))
+
+
 class LettingGo(unittest.TestCase):
     def setUp(self):
+        settle()
         let_go()
 
     def test_buffers_kept_in_case_they_are_wanted_are_gone(self):

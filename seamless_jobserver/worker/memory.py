@@ -8,6 +8,9 @@ used, which hold ten each however large they are. Beside them it notes the lengt
 ever saw, and which were scratch, for as long as the process lives; the collector would look through
 those notes after each job, and be slower from job to job.
 
+The small caches are turned off in a worker, where nested transformations run in threads: two that
+use one at the same moment damage its list, and one of them fails, or finds what is another's.
+
 A function that a job defines refers to its namespace, and its namespace to the function, so that
 reference counting alone never frees a job's inputs. The collector therefore runs after each job. It
 leaves out what there was before `settle`, and looks only at what is young, as long as nothing of
@@ -38,7 +41,13 @@ _young = 0
 
 
 def settle() -> None:
-    """Exempt all that there is now from collection: the imported packages stay as they are."""
+    """Turn off the small caches, and exempt all that there is now from collection.
+
+    The imported packages stay as they are.
+    """
+    for recent in _RECENT:
+        recent.clear()
+        recent.disable()
     gc.collect()
     gc.freeze()
 
@@ -81,8 +90,6 @@ def let_go() -> None:
         for notes in _notes(cache):
             for checksum in [one for one in notes if one not in cache.strong_cache]:
                 _drop(notes, checksum)
-    for recent in _RECENT:
-        recent.clear()
     _collect()
 
 
