@@ -6,6 +6,7 @@ removed from the spool; what could not stays for the next time.
 """
 
 import argparse
+import base64
 import http.client
 import json
 import sys
@@ -100,7 +101,7 @@ def _put(url: str, path: str, content: bytes) -> int:
     )
     connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT)
     try:
-        connection.request("PUT", parts.path.rstrip("/") + path, body=content)
+        connection.request("PUT", parts.path.rstrip("/") + path, content, _credentials(parts))
         response = connection.getresponse()
         response.read()
         return int(response.status)
@@ -108,6 +109,15 @@ def _put(url: str, path: str, content: bytes) -> int:
         raise UploadFailed(f"{_shown(url)} cannot be reached: {error}") from error
     finally:
         connection.close()
+
+
+def _credentials(parts: urllib.parse.SplitResult) -> dict[str, str]:
+    """Return the header for user and password of a URL, if it has them (RFC 7617)."""
+    if parts.username is None:
+        return {}
+    user, password = (urllib.parse.unquote(one or "") for one in (parts.username, parts.password))
+    encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {encoded}"}
 
 
 def _shown(url: str) -> str:

@@ -603,6 +603,13 @@ class Passwords(unittest.TestCase):
             self.assertEqual(caught.exception.status, 401)
             self.assertIn("Basic", caught.exception.fields["WWW-Authenticate"])
 
+    def test_a_password_is_known_in_either_encoding(self):
+        gate = Gate(AccessRules(password="pässwört".encode()))
+        for encoding in ("utf-8", "latin-1"):
+            sent = base64.b64encode("me:pässwört".encode(encoding)).decode()
+            head = mock.Mock(fields={"Authorization": f"Basic {sent}"})
+            self.assertEqual(access._given_password(head), gate._password, encoding)
+
     def test_a_password_file_that_others_could_read_is_refused(self):
         with temporary_directory() as directory:
             path = directory / "password"

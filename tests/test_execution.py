@@ -1,7 +1,10 @@
 """One transformation in a worker: the order of what is done, with its parts played by the test."""
 
 import asyncio
+import contextlib
+import threading
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 from seamless_jobserver.transport import import_seamless_remote
@@ -12,7 +15,7 @@ import seamless  # noqa: E402
 from seamless_remote import database_remote  # noqa: E402
 
 from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
-from seamless_jobserver.worker import entry, execution, record, staging  # noqa: E402
+from seamless_jobserver.worker import entry, execution, nested, record, staging  # noqa: E402
 from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request  # noqa: E402
 
@@ -140,6 +143,34 @@ class KeptResults(Played):
         self.assertEqual(kept.result_checksum, self.result.get_checksum().hex())
         self.assertIn("job_validation", kept.extra)
         self.assertIn(self.result.content, [buffer.content for buffer in buffers])
+
+
+class SideBySide(unittest.TestCase):
+    """What Seamless does not expect several threads to do at the same time."""
+
+    def test_of_two_that_want_the_same_compiled_module_one_builds_it_first(self):
+        building, entered = [], threading.Barrier(2)
+
+        def build():
+            building.append(None)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                entered.wait(0.2)  # nobody else comes
+            building.pop()
+            return {"most": len(building) + 1}
+
+        build = record._noting_digests(build)
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda _: build(), range(2)))
+        self.assertEqual(found, 2 * [{"most": 1}])
+        self.assertTrue(entered.broken)
+
+    def test_a_flush_that_another_thread_gets_in_the_way_of_is_tried_again(self):
+        changed = RuntimeError("dictionary changed size during iteration")
+        flush = mock.Mock(side_effect=[changed, changed, None])
+        nested._in_one_thread(flush)(timeout=1.0)
+        self.assertEqual(flush.mock_calls, 3 * [mock.call(timeout=1.0)])
+        with self.assertRaises(RuntimeError):
+            nested._in_one_thread(mock.Mock(side_effect=RuntimeError("another")))()
 
 
 class Recording(unittest.TestCase):

@@ -1,5 +1,6 @@
 """The inactivity timeout, on a clock that the test turns, and on the real one."""
 
+import os
 import socket
 import threading
 import time
@@ -96,9 +97,16 @@ class AtTheVeryMoment(unittest.TestCase):
     def setUp(self):
         self.clock = Clock()
         self.activity = Activity(self.clock)
-        self.server = JobHTTPServer(
+        self.server = self.make(0)
+        self.addCleanup(self.server.close, 1.0)
+        self.addCleanup(self.server.stop_accepting)
+        self.server.start()
+        self.clock.now += self.TIMEOUT
+
+    def make(self, port):
+        return JobHTTPServer(
             socket.AF_INET,
-            ("127.0.0.1", 0),
+            ("127.0.0.1", port),
             lambda *_: text_response(200, "here"),
             self.activity,
             gate=Gate(AccessRules()),
@@ -106,10 +114,6 @@ class AtTheVeryMoment(unittest.TestCase):
             max_connections=10,
             max_body=1000,
         )
-        self.addCleanup(self.server.close, 1.0)
-        self.addCleanup(self.server.stop_accepting)
-        self.server.start()
-        self.clock.now += self.TIMEOUT
 
     def connect(self):
         peer = socket.create_connection(("127.0.0.1", self.server.port), timeout=20)
@@ -127,6 +131,30 @@ class AtTheVeryMoment(unittest.TestCase):
         self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
         self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
         self.ask(self.connect())
+
+    def test_a_connection_waits_for_a_thread_when_there_is_none_to_be_had(self):
+        start = threading.Thread.start
+        refused = []
+
+        def start_or_not(one):
+            if one.name.startswith("jobserver-connection") and len(refused) < 2:
+                refused.append(one)
+                raise RuntimeError("can't start new thread")
+            start(one)
+
+        with (
+            mock.patch.object(threading.Thread, "start", start_or_not),
+            self.assertLogs("seamless_jobserver.server.http", "ERROR"),
+        ):
+            self.ask(self.connect())
+        self.assertEqual(len(refused), 2)
+        self.assertEqual(self.server.counts[0], 1)
+
+    def test_of_a_port_that_cannot_be_had_nothing_is_left(self):
+        before = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+        with self.assertRaises(OSError):
+            self.make(self.server.port)
+        self.assertEqual((set(threading.enumerate()), len(os.listdir("/proc/self/fd"))), before)
 
     def test_a_connection_that_asks_for_nothing_does_not_keep_it(self):
         self.connect()
@@ -149,6 +177,34 @@ class Timers(unittest.TestCase):
         timer, expired = self.make(0.05, Activity())
         timer.start()
         self.assertTrue(expired.wait(20))
+
+    def test_it_goes_on_without_threads_for_further_timers(self):
+        activity = Activity()
+        timer, expired = self.make(0.05, activity)
+        looked = threading.Event()
+        start = threading.Timer.start
+
+        def start_or_not(one):
+            if threading.current_thread().name == "jobserver-idle":
+                looked.set()
+                raise RuntimeError("can't start new thread")
+            start(one)
+
+        with mock.patch.object(threading.Timer, "start", start_or_not):
+            with activity.ongoing():
+                timer.start()
+                self.assertTrue(looked.wait(20))
+            self.assertTrue(expired.wait(20))
+
+    def test_it_can_be_closed_while_it_goes_on_so(self):
+        activity = Activity()
+        timer, expired = self.make(0.05, activity)
+        with activity.ongoing():
+            timer.start()
+            threads = [one for one in threading.enumerate() if one.name == "jobserver-idle"]
+            timer.close()
+            self.assertFalse([one for one in threads if one.is_alive()])
+        self.assertFalse(expired.is_set())
 
     def test_it_does_not_expire_while_something_goes_on(self):
         activity = Activity()

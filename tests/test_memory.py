@@ -14,6 +14,7 @@ import_seamless_remote()
 import seamless  # noqa: E402
 from seamless.caching import eviction_cost  # noqa: E402
 from seamless.caching.buffer_cache import get_buffer_cache  # noqa: E402
+from seamless_transformer.transformation_cache import get_transformation_cache  # noqa: E402
 
 from seamless_jobserver.worker import memory  # noqa: E402
 from seamless_jobserver.worker.memory import let_go, settle  # noqa: E402
@@ -62,6 +63,15 @@ class LettingGo(unittest.TestCase):
         let_go()
         self.assertEqual(get_buffer_cache().get(checksum).content, b"content 2")
         get_buffer_cache().decref(checksum)
+
+    def test_results_of_nested_jobs_are_looked_up_in_the_database_again(self):
+        checksum = use(3).get_checksum()
+        known = get_transformation_cache()
+        known._register_transformation_result(checksum, checksum)
+        self.assertIn(checksum, known._transformation_cache)
+        let_go()
+        for name in memory._RESULTS:
+            self.assertEqual(getattr(known, name), {})
 
     def test_what_seamless_notes_of_buffers_does_not_add_up(self):
         def noted():

@@ -1,10 +1,12 @@
 """Results that no store would take: how they are kept, found again, and delivered."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import unittest
+import urllib.parse
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +57,21 @@ class Kept(unittest.TestCase):
         (stored,) = self.staging.store.call_args.args[0]
         self.assertEqual(stored.content, RESULT.content)
         self.assertIsNone(self.safekeeping.find(REQUEST))
+
+    def test_one_that_has_not_what_record_mode_wants_is_not_for_it(self):
+        self.keep()
+        recorded = dataclasses.replace(REQUEST, record=True)
+        self.assertIsNone(self.safekeeping.find(recorded))
+        self.safekeeping.keep(recorded, OUTCOME, [RESULT])
+        self.assertIsNotNone(self.safekeeping.find(recorded))
+        self.assertIsNotNone(self.safekeeping.find(REQUEST))
+
+    def test_user_and_password_of_a_store_are_sent_to_it(self):
+        for url, expected in (
+            ("http://store", {}),
+            ("http://me:open%20sesame@store", {"Authorization": "Basic bWU6b3BlbiBzZXNhbWU="}),
+        ):
+            self.assertEqual(upload._credentials(urllib.parse.urlsplit(url)), expected)
 
     def test_one_that_an_upload_takes_away_at_that_moment_is_none(self):
         kept = self.keep()

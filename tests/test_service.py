@@ -483,6 +483,15 @@ class Mishaps(ServiceCase):
 
 
 class Nested(ServiceCase):
+    async def test_one_of_whose_end_nobody_tells_ends_with_the_job_around_it(self):
+        await self.call(request("1"))
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.start_hosted(number, "inner")
+        other = asyncio.ensure_future(self.service.run(request("2")))
+        await self.settle()
+        self.slots.slots[0].end.set_result(RESULT)
+        self.assertIs((await asyncio.wait_for(other, 20)).ending, Ending.LOST)
+
     async def test_it_gets_no_slot_that_could_hand_it_back(self):
         (slot,) = self.slots.slots
         slot.settled = False

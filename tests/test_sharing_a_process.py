@@ -429,6 +429,34 @@ def f(trace):
 """
 
 
+WAITING_FOR_ONE = """
+def f(n):
+    from seamless.transformer import delayed
+
+    def common(number):
+        import time
+        time.sleep(0.2)
+        return number
+
+    def member(index):
+        import time
+        from seamless.transformer import delayed
+        time.sleep(0.5)
+        def common(number):
+            import time
+            time.sleep(0.2)
+            return number
+        return delayed(common)(7).run() + index
+
+    members = [delayed(member)(index) for index in range(n)]
+    for one in members:
+        one.start()
+    other = delayed(common)(7)
+    other.start()
+    return sum(one.run() for one in members)
+"""
+
+
 class Nested(OnAStore):
     shares_store = True
 
@@ -496,6 +524,12 @@ class Nested(OnAStore):
             values = [self.value(answer.result(PATIENCE)) for answer in answers]
         self.assertEqual(values, [10, 5])
         self.assertEqual(trace.read_text(), "x")
+        self.check_not_retired(server)
+
+    def test_more_than_there_are_threads_can_wait_for_one_more(self):
+        server = self.ready(1)
+        request = self.store.request(WAITING_FOR_ONE, n=24)
+        self.assertEqual(self.value(server.run(request)), sum(range(24)) + 24 * 7)
         self.check_not_retired(server)
 
     def test_parallel_works_inside_a_job(self):

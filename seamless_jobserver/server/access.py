@@ -333,7 +333,16 @@ def _given_password(head: http1.RequestHead) -> bytes:
         _, _, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
     except ValueError:
         return b""
-    return _digest(password)
+    return _digest(_as_utf8(password))
+
+
+def _as_utf8(password: bytes) -> bytes:
+    """Return a password as its file has it: aiohttp sends Latin-1, and RFC 7617 allows either."""
+    try:
+        password.decode("utf-8")
+    except UnicodeDecodeError:
+        return password.decode("latin-1").encode("utf-8")
+    return password
 
 
 def _digest(password: bytes) -> bytes:

@@ -62,6 +62,9 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._closing = threading.Event()
         self._refusals = Refusals()
         self._gate = gate
+        self.address_family = socket.AddressFamily(family)
+        # First: where many ports are tried, nothing is to be left of those that cannot be had.
+        super().__init__(address, Connection)  # type: ignore[arg-type] # it makes none itself
         self._hangups = Hangups()
         self._terms = Terms(
             gate=gate,
@@ -74,14 +77,12 @@ class JobHTTPServer(ThreadingHTTPServer):
             hangups=self._hangups,
         )
         self._doorstep = Doorstep()
-        self.address_family = socket.AddressFamily(family)
         self._answer = answer
         self._activity = activity
         self._lock = threading.Lock()  # over the two below
         self._connections: dict[threading.Thread, Connection] = {}
         self._accepted = 0
         self._acceptor: threading.Thread | None = None
-        super().__init__(address, Connection)  # type: ignore[arg-type] # it makes none itself
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
@@ -203,19 +204,32 @@ class JobHTTPServer(ThreadingHTTPServer):
         return True
 
     def _start_thread(self, connection: Connection, port: int) -> None:
-        thread = threading.Thread(
-            target=self._serve_connection,
-            args=(connection,),
-            name=f"jobserver-connection-{port}",
-            daemon=True,
+        name = f"jobserver-connection-{port}"
+        thread = self._thread_for(connection, name)
+        while not self._started(thread, connection):
+            # Hanging up would be worse: clients repeat a request at once, five times.
+            if self._closing.wait(_ROOM_INTERVAL):
+                self._forget(thread, connection)
+                return
+            self.service_actions()
+            thread = self._thread_for(connection, name)  # one that has failed cannot be used again
+
+    def _thread_for(self, connection: Connection, name: str) -> threading.Thread:
+        return threading.Thread(
+            target=self._serve_connection, args=(connection,), name=name, daemon=True
         )
+
+    def _started(self, thread: threading.Thread, connection: Connection) -> bool:
         with self._lock:
             self._connections[thread] = connection
         try:
             thread.start()
-        except RuntimeError:
-            _log.error("no thread could be started for a connection: is a process limit reached?")
-            self._forget(thread, connection)
+        except RuntimeError as error:
+            _log.error("a connection waits for a thread (%s): is a limit reached?", error)
+            with self._lock:
+                del self._connections[thread]
+            return False
+        return True
 
     def _serve_connection(self, connection: Connection) -> None:
         try:

@@ -6,6 +6,7 @@ machine that was suspended, since the clock stands still meanwhile.
 
 A `threading.Timer` looks when the timeout could have passed at the earliest, and again when that
 turns out to be later. So a request costs no timer, and one that arrives as the timer fires counts.
+(A timer that cannot be had for want of threads is replaced by waiting in the one that has fired.)
 Before a request has been read nobody knows whether it only watches, so what is under way when the
 timer fires does not put the end off by a whole timeout.
 """
@@ -99,9 +100,10 @@ class IdleTimer:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._closed = False
+        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Start to watch."""
+        """Start to watch. Raises RuntimeError when there is no thread to be had."""
         self._set(self._timeout)
 
     def close(self) -> None:
@@ -109,6 +111,7 @@ class IdleTimer:
         with self._lock:
             self._closed = True
             timer, self._timer = self._timer, None
+        self._stopped.set()
         if timer is not None:
             timer.cancel()
             if timer is not threading.current_thread():
@@ -118,19 +121,27 @@ class IdleTimer:
         with self._lock:
             if self._closed:
                 return
-            self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._look)
-            self._timer.name = "jobserver-idle"
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._look)
+            timer.name = "jobserver-idle"
+            timer.daemon = True
+            timer.start()
+            self._timer = timer
 
     def _look(self) -> None:
-        idle = self._activity.idle_seconds()
-        left = self._timeout - idle
-        if left <= 0:
-            with self._lock:
-                if self._closed:
+        while True:
+            idle = self._activity.idle_seconds()
+            left = self._timeout - idle
+            if left <= 0:
+                with self._lock:
+                    if self._closed:
+                        return
+                    self._closed = True
+                self._expired()
+                return
+            seconds = left if idle else min(left, _UNCERTAIN)
+            try:
+                self._set(seconds)
+                return
+            except RuntimeError:
+                if self._stopped.wait(min(seconds, threading.TIMEOUT_MAX)):
                     return
-                self._closed = True
-            self._expired()
-        else:
-            self._set(left if idle else min(left, _UNCERTAIN))

@@ -18,7 +18,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -146,8 +146,17 @@ def _serve(
     with ExitStack() as stack:
         bridge = Bridge()
         stack.callback(bridge.close, CLOSING)
-        output = JobOutput()
-        stack.callback(output.close)
+        try:
+            output = JobOutput()
+            stack.callback(output.close)
+            processtree.become_subreaper()
+            guardian = Guardian(output.directory)
+            stack.callback(guardian.close, CLOSING)
+        except OSError as error:
+            raise StartupError(
+                f"what a jobserver needs cannot be had: {error}. Is the disk for temporary files "
+                "(TMPDIR) full, or a limit on processes or open files reached?"
+            ) from error
         policy = Policy(
             record=record,
             input_timeout=settings.input_timeout,
@@ -169,11 +178,9 @@ def _serve(
         http.start()
         if status_file is not None:
             status_file.write_running(http.port)
-        print(f"Welcome to the Seamless jobserver on {facts.listening}", flush=True)  # noqa: T201
+        with suppress(OSError):  # nobody reads it, or the disk is full
+            print(f"Welcome to the Seamless jobserver on {facts.listening}", flush=True)  # noqa: T201
         log_access(facts.access, facts.exposed)
-        processtree.become_subreaper()
-        guardian = Guardian(output.directory)
-        stack.callback(guardian.close, CLOSING)
         make_slots = functools.partial(
             _make_slots,
             settings,

@@ -113,6 +113,8 @@ class Slots:
 
     async def _keep(self, slot: Slot) -> None:
         """Keep `slot` supplied with a worker until it is canceled."""
+        # Starting a process holds up the loop: whoever begins to keep many slots need not wait.
+        await asyncio.sleep(0)
         pause = _FIRST_PAUSE
         while True:
             slot.state = SlotState.STARTING

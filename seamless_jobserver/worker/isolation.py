@@ -181,6 +181,11 @@ class Surroundings:
         for name, value in self._sys.items():
             value[:] = self._sys_lists[name]
             setattr(sys, name, value)
+        # What Seamless makes of a job's modules, where two nested jobs have left in another order
+        # than they had come. Nothing that was imported has no spec.
+        for name in [one for one in sys.modules if one.partition(".")[0] == "transformer"]:
+            if getattr(sys.modules[name], "__spec__", None) is None:
+                del sys.modules[name]
         sys.excepthook, sys.displayhook, threading.excepthook = self._hooks
         sys.setrecursionlimit(self._recursion_limit)
         sys.setswitchinterval(self._switch_interval)

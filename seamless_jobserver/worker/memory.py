@@ -6,7 +6,8 @@ places: the strong cache, where temporary references fade but are taken away onl
 run; the weak cache, which empties itself; and four small caches of the last values and buffers
 used, which hold ten each however large they are. Beside them it notes the length of every buffer it
 ever saw, and which were scratch, for as long as the process lives; the collector would look through
-those notes after each job, and be slower from job to job.
+those notes after each job, and be slower from job to job. And it notes the results of nested jobs:
+where the buffers have been let go of, it would promise to the store what nobody has.
 
 The small caches are turned off in a worker, where nested transformations run in threads: two that
 use one at the same moment damage its list, and one of them fails, or finds what is another's.
@@ -24,12 +25,18 @@ from typing import Any, Final
 from seamless.caching import eviction_cost
 from seamless.caching.buffer_cache import BufferCache, get_buffer_cache
 from seamless.checksum import cached_calculate_checksum, parse_buffer, serialize
+from seamless_transformer.transformation_cache import get_transformation_cache
 
 _RECENT: Final = (
     cached_calculate_checksum.calculate_checksum_cache,
     cached_calculate_checksum.checksum_cache,
     parse_buffer.parse_buffer_cache,
     serialize.serialize_cache,
+)
+_RESULTS: Final = (
+    "_transformation_cache",
+    "_rev_transformation_cache",
+    "_transformation_dunder_cache",
 )
 _HAS_GENERATIONS: Final = sys.version_info < (3, 14)
 """From 3.14 on the collector works by increments, and the youngest generation tells nothing."""
@@ -90,7 +97,20 @@ def let_go() -> None:
         for notes in _notes(cache):
             for checksum in [one for one in notes if one not in cache.strong_cache]:
                 _drop(notes, checksum)
+    _forget_results()
     _collect()
+
+
+def _forget_results() -> None:
+    """Have nested jobs look results up in the database.
+
+    Private, hence the guards: without them a result that was never stored is promised to the store.
+    """
+    known = get_transformation_cache()
+    for name in _RESULTS:
+        results = getattr(known, name, None)
+        if isinstance(results, dict):
+            results.clear()
 
 
 def _notes(cache: BufferCache) -> list[Any]:

@@ -49,12 +49,19 @@ from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
 from seamless_jobserver.worker.naming import name_of
 
-_LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=1200.0)
-"""In seconds; the server shows every 20 s that a job goes on."""
+_LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=60.0)
+"""In seconds; the server shows every 20 s that a job goes on. One that has taken no notice of us
+for longer has all its places taken, maybe by those who wait for this very job."""
+_MOST_HOSTED: Final = 256
+"""Transformations that are run here at the same time. They can wait for each other, so that few
+threads could all wait for one that has none."""
+_REPORTS: Final = 3
+"""Attempts to tell the server of a transformation that is run here."""
 _DATABASE_LIMIT: Final = 10.0
 """Seconds for the database to say what it knows of a nested transformation, or to take a note."""
 _DATABASE_PAUSE: Final = 30.0
 """Seconds for which a database that has not answered is not asked again."""
+_FLUSHES: Final = 10
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
@@ -199,6 +206,10 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         if payload is None or "host" in payload:
             number = None if payload is None else payload["host"]
             loop = asyncio.get_running_loop()
+            # The loop's own, which ends with it, and with the job: see `end_loops`. Private:
+            # whether it has one already, of a few threads.
+            if getattr(loop, "_default_executor", self) is None:
+                loop.set_default_executor(ThreadPoolExecutor(_MOST_HOSTED))
             payload = await loop.run_in_executor(None, self._host, fields, number)
         if "remote_job_written" not in payload:
             payload["result_checksum"] = Checksum(payload["result_checksum"])
@@ -265,7 +276,9 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         if number is None:
             return
         path, body = f"{NESTED_PATH}/{number}/{event}", json.dumps(content)
-        while True:
+        # How it began is of interest for others, how it ended for those who have joined it.
+        left = _REPORTS if event == "ended" else 1
+        while left:
             try:
                 kept, connection = True, self._kept.pop()
             except IndexError:
@@ -273,11 +286,13 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
             try:
                 connection.request("POST", path, body, self._credentials)
                 connection.getresponse().read()
+            except ConnectionRefusedError:
+                return  # the server has ended
             except (OSError, http.client.HTTPException):
                 connection.close()
-                if not kept:
-                    return  # the server is ending, and nobody can join any more
-                # It was closed after a while without use. Nothing is lost by saying it twice.
+                # A kept one was closed after a while without use. Nothing is lost by saying it
+                # twice; when it cannot be said, the server ends the job with the one around it.
+                left -= not kept
             else:
                 self._kept.append(connection)
                 return
@@ -329,7 +344,17 @@ def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="jobserver-flush")
 
+    def try_to_flush(*arguments: Any, **named: Any) -> None:
+        for _ in range(_FLUSHES):
+            try:
+                return flush(*arguments, **named)
+            except RuntimeError as error:
+                # It looks through a dict that another thread may add to, before it does anything.
+                if "changed size during iteration" not in str(error):
+                    raise
+        return flush(*arguments, **named)
+
     def flush_there(*arguments: Any, **named: Any) -> None:
-        thread.submit(flush, *arguments, **named).result()
+        thread.submit(try_to_flush, *arguments, **named).result()
 
     return flush_there

@@ -7,6 +7,7 @@ through its public functions. A record probe is the run that makes such a probe,
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
@@ -73,7 +74,8 @@ def _noting_digests(get_info: Callable[..., dict[str, Any]]) -> Callable[..., di
     """
 
     def noting(*arguments: Any, **named: Any) -> dict[str, Any]:
-        info = get_info(*arguments, **named)
+        with _building:
+            info = get_info(*arguments, **named)
         digests = _digests.get()
         if digests is not None and isinstance(info.get("digest"), str):
             digests.append(info["digest"])
@@ -82,6 +84,9 @@ def _noting_digests(get_info: Callable[..., dict[str, Any]]) -> Callable[..., di
     return noting
 
 
+# Two threads of nested jobs would build the same module into the same file, which the first of them
+# has loaded by then, and the process dies of that.
+_building: Final = threading.RLock()
 _digests: ContextVar[list[str] | None] = ContextVar("compiled modules", default=None)
 compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module_info)
 

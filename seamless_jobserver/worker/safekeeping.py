@@ -29,7 +29,9 @@ class Safekeeping:
             return None
         path = spool.entry_path(self._spool, request.checksum, request.dunder)
         manifest = spool.read(path)
-        return None if manifest is None else KeptResult(path, manifest)
+        if manifest is None or (request.record and not manifest.get("record")):
+            return None  # without what its record has to say
+        return KeptResult(path, manifest)
 
     def deliver(self, kept: "KeptResult", staging: Staging) -> Outcome | None:
         """Store a kept result and return its outcome, or None when it is not whole any more.
@@ -74,6 +76,7 @@ class Safekeeping:
             "stores": self._stores,
             "databases": self._databases,
             "runtime": outcome.runtime,
+            "record": request.record,
             "extra": outcome.extra,
         }
         contents = {buffer.get_checksum().hex(): bytes(buffer.content) for buffer in buffers}
