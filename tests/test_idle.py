@@ -1,5 +1,6 @@
 """The inactivity timeout, on a clock that the test turns, and on the real one."""
 
+import errno
 import os
 import socket
 import threading
@@ -7,7 +8,7 @@ import time
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server.access import AccessRules, Gate
+from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.ending import is_unused
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
@@ -149,6 +150,13 @@ class AtTheVeryMoment(unittest.TestCase):
             self.ask(self.connect())
         self.assertEqual(len(refused), 2)
         self.assertEqual(self.server.counts[0], 1)
+
+    def test_whose_it_is_is_asked_again_when_there_was_no_descriptor_to_ask_with(self):
+        want = OSError(errno.EMFILE, "Too many open files")
+        answers = mock.Mock(side_effect=[want, want, Standing.OWNER])
+        with mock.patch.object(Gate, "admit", answers):
+            self.ask(self.connect())
+        self.assertEqual(answers.call_count, 3)
 
     def test_of_a_port_that_cannot_be_had_nothing_is_left(self):
         before = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))

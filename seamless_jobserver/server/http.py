@@ -7,7 +7,6 @@ in, one waits for a place (`server.places`), and the others in the backlog.
 """
 
 import contextlib
-import errno
 import logging
 import resource
 import socket
@@ -18,11 +17,12 @@ from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Final
 
-from seamless_jobserver.server.access import Gate, Refused
+from seamless_jobserver.server.access import Gate, Refused, Standing
 from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
 from seamless_jobserver.server.doorstep import Doorstep
 from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
+from seamless_jobserver.server.peer import SHORTAGE
 from seamless_jobserver.server.places import STRANGERS, Places
 from seamless_jobserver.server.refusals import Refusals
 
@@ -34,7 +34,6 @@ _DESCRIPTORS: Final = 256
 _PER_WORKER: Final = 12
 """Open files for each worker: pipes and semaphores of its executor, and what it has printed."""
 
-_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in _SHORTAGE:
+            if error.errno in SHORTAGE:
                 # It is still in the backlog, so that the next try would come, and fail, at once.
                 self._closing.wait(_ROOM_INTERVAL)
             raise
@@ -170,7 +169,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         with self._lock:
             self._accepted += 1
         try:
-            connection = Connection(request, self._terms, self._gate.admit(request))
+            connection = Connection(request, self._terms, self._admit(request))
         except Refused as refusal:
             self._refusals.note(refusal.kind)
             self._doorstep.turn_away(request, refusal)
@@ -182,6 +181,15 @@ class JobHTTPServer(ThreadingHTTPServer):
                 self._start_thread(connection, client_address[1])
             else:
                 self.shutdown_request(request)
+
+    def _admit(self, request: Any) -> Standing:
+        """Ask the gate, again while that is for want of descriptors: the owner is not refused."""
+        while True:
+            try:
+                return self._gate.admit(request)
+            except OSError as error:
+                if error.errno not in SHORTAGE or self._closing.wait(_ROOM_INTERVAL):
+                    raise
 
     def service_actions(self) -> None:
         """Do what has to be done now and then (socketserver.BaseServer)."""

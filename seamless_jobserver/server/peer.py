@@ -42,6 +42,8 @@ _ADDRESSES: Final = struct.Struct("!HH16s16s")
 _SCOPE_AND_COOKIE: Final = struct.Struct("=III")
 _ANSWER: Final = struct.Struct("=BBxx")
 _OWNER: Final = struct.Struct("=IIIII")
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the system says when it has no more descriptors or memory for sockets at the moment."""
 _LIMIT: Final = 1.0
 """Seconds for the kernel to answer, which it does before the question's system call returns."""
 
@@ -91,7 +93,7 @@ class Source(enum.Enum):
 def owner(connection: socket.socket, source: Source) -> int:
     """Return the user id of the process at the other end of `connection`, from this machine.
 
-    Raises `Unknown`, and then nothing is known.
+    Raises `Unknown`, and then nothing is known; OSError for `SHORTAGE`.
     """
     try:
         peer, ours = Endpoint.of(connection.getpeername()), Endpoint.of(connection.getsockname())
@@ -138,7 +140,7 @@ def is_local(address: Address, scope: int = 0) -> bool:
     Where the system binds to foreign addresses too (``ip_nonlocal_bind``) all count as local, and
     are then looked for and not found, which is the safe mistake. Raises `Unknown` when it cannot be
     found out: the kernel is not asked about whoever is taken for foreign, so that no other failure,
-    such as a lack of descriptors, may look like that.
+    such as a lack of descriptors, may look like that. Raises OSError for `SHORTAGE`.
     """
     if address.is_loopback:
         return True
@@ -152,6 +154,8 @@ def is_local(address: Address, scope: int = 0) -> bool:
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             return False
+        if error.errno in SHORTAGE:
+            raise
         raise Unknown(f"no socket can be bound to its address ({error.strerror})") from None
     return True
 
@@ -195,6 +199,8 @@ def _ask_kernel(one: Endpoint, other: Endpoint) -> _Socket | None:
             netlink.sendto(head + body, (0, 0))
             answer = netlink.recv(4096)
     except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         raise Unknown(f"the kernel does not answer ({error.strerror or error})") from None
     _, kind, _, _, _ = _HEADER.unpack_from(answer)
     if kind == _NLMSG_ERROR:
