@@ -62,6 +62,7 @@ _DATABASE_LIMIT: Final = 10.0
 _DATABASE_PAUSE: Final = 30.0
 """Seconds for which a database that has not answered is not asked again."""
 _FLUSHES: Final = 10
+"""Attempts to send what the background writer of Seamless holds."""
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
