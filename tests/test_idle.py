@@ -145,9 +145,10 @@ class AtTheVeryMoment(unittest.TestCase):
 
         with (
             mock.patch.object(threading.Thread, "start", start_or_not),
-            self.assertLogs("seamless_jobserver.server.http", "ERROR"),
+            self.assertLogs("seamless_jobserver.server.http", "ERROR") as logged,
         ):
             self.ask(self.connect())
+        self.assertEqual(len(logged.output), 1)
         self.assertEqual(len(refused), 2)
         self.assertEqual(self.server.counts[0], 1)
 
@@ -189,30 +190,37 @@ class Timers(unittest.TestCase):
     def test_it_goes_on_without_threads_for_further_timers(self):
         activity = Activity()
         timer, expired = self.make(0.05, activity)
-        looked = threading.Event()
-        start = threading.Timer.start
-
-        def start_or_not(one):
-            if threading.current_thread().name == "jobserver-idle":
-                looked.set()
-                raise RuntimeError("can't start new thread")
-            start(one)
-
-        with mock.patch.object(threading.Timer, "start", start_or_not):
-            with activity.ongoing():
-                timer.start()
-                self.assertTrue(looked.wait(20))
-            self.assertTrue(expired.wait(20))
+        with activity.ongoing():
+            self.start_without_others(timer)
+        self.assertTrue(expired.wait(20))
 
     def test_it_can_be_closed_while_it_goes_on_so(self):
         activity = Activity()
         timer, expired = self.make(0.05, activity)
         with activity.ongoing():
-            timer.start()
-            threads = [one for one in threading.enumerate() if one.name == "jobserver-idle"]
+            thread = self.start_without_others(timer)
             timer.close()
-            self.assertFalse([one for one in threads if one.is_alive()])
+            self.assertFalse(thread.is_alive())
         self.assertFalse(expired.is_set())
+
+    def start_without_others(self, timer):
+        """Start `timer`, and return its thread when that has found that there is no other."""
+        threads, looked = [], threading.Event()
+        start = threading.Timer.start
+
+        def start_or_not(one):
+            if threads:
+                looked.set()
+                raise RuntimeError("can't start new thread")
+            threads.append(one)
+            start(one)
+
+        patch = mock.patch.object(threading.Timer, "start", start_or_not)
+        patch.start()
+        self.addCleanup(patch.stop)
+        timer.start()
+        self.assertTrue(looked.wait(20))
+        return threads[0]
 
     def test_it_does_not_expire_while_something_goes_on(self):
         activity = Activity()

@@ -214,7 +214,11 @@ class JobHTTPServer(ThreadingHTTPServer):
     def _start_thread(self, connection: Connection, port: int) -> None:
         name = f"jobserver-connection-{port}"
         thread = self._thread_for(connection, name)
+        told = False
         while not self._started(thread, connection):
+            if not told:
+                _log.error("a connection waits for a thread: is a limit on processes reached?")
+                told = True
             # Hanging up would be worse: clients repeat a request at once, five times.
             if self._closing.wait(_ROOM_INTERVAL):
                 self._forget(thread, connection)
@@ -232,8 +236,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             self._connections[thread] = connection
         try:
             thread.start()
-        except RuntimeError as error:
-            _log.error("a connection waits for a thread (%s): is a limit reached?", error)
+        except RuntimeError:
             with self._lock:
                 del self._connections[thread]
             return False

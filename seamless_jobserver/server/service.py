@@ -296,7 +296,7 @@ class Service:
                 message += "" if verdict is None else f"The reason lies with the other: {verdict}\n"
                 self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
 
-    def _end_hosted(self, host: int) -> None:
+    def _lose_unreported(self, host: int) -> None:
         """End what ran inside a job that has ended: how it ended has not been reported."""
         for job in self._table.hosted(host):
             message = (
@@ -398,7 +398,7 @@ class Service:
             # Another slot may have it sooner than this one, which can do nothing for the moment.
             blocked = isinstance(loss, NotBegun)
         finally:
-            self._end_hosted(slot.number)
+            self._lose_unreported(slot.number)
             self.journal.named(job, slot.job_name)
             del self._places[job.number]
             if blocked:
