@@ -252,10 +252,18 @@ class Unconfirmed(ServiceCase):
     async def test_waiting_for_it_does_not_count_as_the_jobs_time(self):
         await self.make(job_timeout=100.0)
         timers = []
-        limit_time = self.service._limit_time
-        self.service._limit_time = lambda slot: timers.extend(limit_time(slot)) or timers
-        (slot,) = self.slots.slots
-        await self.leave(await self.call(request("1")))
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def limit_time(delay, *rest):
+            timer = call_later(delay, *rest)
+            if delay == 100.0:
+                timers.append(timer)
+            return timer
+
+        with mock.patch.object(loop, "call_later", limit_time):
+            (slot,) = self.slots.slots
+            await self.leave(await self.call(request("1")))
         self.assertEqual([timer.cancelled() for timer in timers], [False])
         receipt = slot.owe()
         await self.settle()

@@ -176,10 +176,10 @@ def _serve(
         overview = Overview(facts, service, bridge, http, activity)
         routes.watching = Watching(overview, service, bridge)
         http.start()
-        if status_file is not None:
-            status_file.write_running(http.port)
         with suppress(OSError):  # nobody reads it, or the disk is full
             print(f"Welcome to the Seamless jobserver on {facts.listening}", flush=True)  # noqa: T201
+        if status_file is not None:
+            status_file.write_running(http.port)
         log_access(facts.access, facts.exposed)
         make_slots = functools.partial(
             _make_slots,

@@ -27,7 +27,7 @@ from typing import Final
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown, WorkersUnavailable
 from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest, StoreCheck
-from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.attempt import attempt
 from seamless_jobserver.server.errands import Errands
 from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
@@ -53,8 +53,6 @@ _EVENTS: Final[dict[Ending, Event]] = {
 }
 _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending.CANCELED})
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
-_LOOK_AFTER: Final = 1.0
-"""Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +381,14 @@ class Service:
             # It can have been canceled since this task was made.
             outcome = CANCELED
             if job.state is State.RUNNING:
-                outcome = await self._run_in(slot, job, path)
+                outcome = await attempt(
+                    job,
+                    slot,
+                    path,
+                    self.output,
+                    input_timeout=self._failures.patience(job.checksum, self._policy.input_timeout),
+                    job_timeout=self._policy.job_timeout,
+                )
             retire = outcome.retire
             self.journal.moved(outcome.traffic)
             if outcome.remark is not None:
@@ -406,39 +411,6 @@ class Service:
             else:
                 slot.free(retire)
         return outcome
-
-    async def _run_in(self, slot: Slot, job: Job, path: str) -> Outcome:
-        """Run a job, within its time; raises as `Slot.run` does."""
-        looking = asyncio.ensure_future(self._look_after(job, slot, path))
-        timers = self._limit_time(slot)
-        try:
-            patience = self._failures.patience(job.checksum, self._policy.input_timeout)
-            return await slot.run(job.request, path, patience)
-        finally:
-            # What comes after it, such as waiting for the store, does not count.
-            looking.cancel()
-            for timer in timers:
-                timer.cancel()
-
-    async def _look_after(self, job: Job, slot: Slot, path: str) -> None:
-        """Mention once that a job waits for its input; keep what it prints within bounds."""
-        mentioned = False
-        while True:
-            await asyncio.sleep(_LOOK_AFTER)
-            self.output.limit(path)
-            if not mentioned and slot.phase is Phase.WAITING_FOR_INPUT:
-                mentioned = True
-                _log.info("%s", slot.phase.words, extra={"job": job.checksum})
-
-    def _limit_time(self, slot: Slot) -> list[asyncio.TimerHandle]:
-        limit = self._policy.job_timeout
-        if limit is None:
-            return []
-        verdict = (
-            f"The job was ended because it took longer than the {limit:g} s that --job-timeout of "
-            "the jobserver allows."
-        )
-        return [asyncio.get_running_loop().call_later(limit, slot.condemn, verdict)]
 
     def _give_back(self, job: Job, loss: WorkerGone | WorkerLost | NotBegun) -> Outcome:
         """Queue a job again whose worker ended, or handed it back, before the job's code began.

@@ -1,0 +1,61 @@
+"""One attempt at a job: its run in the slot that is reserved for it, and what is done meanwhile.
+
+While the worker runs it, what it prints is kept within bounds, what it waits for is mentioned, and
+the worker is condemned when the job takes longer than it may. All of that ends with the run: what
+comes after it, such as waiting for the store, is not the job's.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from seamless_jobserver.messages import Outcome
+from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.jobs import Job
+from seamless_jobserver.server.slot import Slot
+
+_log = logging.getLogger(__name__)
+
+_LOOK_AFTER: Final = 1.0
+"""Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
+
+
+async def attempt(
+    job: Job,
+    slot: Slot,
+    path: str,
+    output: JobOutput,
+    *,
+    input_timeout: float,
+    job_timeout: float | None,
+) -> Outcome:
+    """Run a job in the slot that is reserved for it; what it prints goes to `path`.
+
+    It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
+    is not None. Raises as `Slot.run` does.
+    """
+    looking = asyncio.ensure_future(_look_after(job, slot, path, output))
+    timer = None
+    if job_timeout is not None:
+        verdict = (
+            f"The job was ended because it took longer than the {job_timeout:g} s that "
+            "--job-timeout of the jobserver allows."
+        )
+        timer = asyncio.get_running_loop().call_later(job_timeout, slot.condemn, verdict)
+    try:
+        return await slot.run(job.request, path, input_timeout)
+    finally:
+        looking.cancel()
+        if timer is not None:
+            timer.cancel()
+
+
+async def _look_after(job: Job, slot: Slot, path: str, output: JobOutput) -> None:
+    mentioned = False
+    while True:
+        await asyncio.sleep(_LOOK_AFTER)
+        output.limit(path)
+        if not mentioned and slot.phase is Phase.WAITING_FOR_INPUT:
+            mentioned = True
+            _log.info("%s", slot.phase.words, extra={"job": job.checksum})
