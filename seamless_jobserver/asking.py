@@ -78,7 +78,7 @@ class Server:
             return Answer(response.status, response.read().decode("utf-8", errors="replace"))
         except TimeoutError as error:
             raise TooSlow(self._explain(error, timeout)) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise Unreachable(self._explain(error, timeout)) from error
         finally:
             connection.close()
@@ -104,6 +104,8 @@ class Server:
             )
         if isinstance(error, socket.gaierror):
             return f"{self._host!r} is no known name: {error.strerror}. Is it spelled right?"
+        if isinstance(error, UnicodeError):
+            return f"{self._host}{self._base} is no address: {error}. Is it spelled right?"
         if isinstance(error, TimeoutError):
             return (
                 f"{self.address} does not answer within {timeout:g} s. Is a firewall in between? "

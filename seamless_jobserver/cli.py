@@ -8,12 +8,13 @@ Spawned workers import the module that started the server, hence the imports ins
 """
 
 import argparse
+import io
 import os
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from seamless_jobserver import __version__
@@ -35,10 +36,17 @@ _COMMANDS: Final = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments`, by default those of the process; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where the locale lacks a character, an escape is better than no line at all.
+            stream.reconfigure(errors="backslashreplace")
     if given and given[0] in _COMMANDS:
         import importlib
 
-        return int(importlib.import_module(_COMMANDS[given[0]]).main(given[1:]))
+        try:
+            return int(importlib.import_module(_COMMANDS[given[0]]).main(given[1:]))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
     values = _parse(given)
     # Imported here, because every spawned worker imports this module.
     from seamless_jobserver.messages import WorkerProgram
@@ -84,13 +92,7 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         address = _resolve(values["host"])
     except ValueError as error:
         parser.error(str(error))
-    status_file = values.pop("status_file")
-    return {
-        **values,
-        "address": address,
-        "ports": ports,
-        "status_file": None if status_file is None else Path(status_file).expanduser(),
-    }
+    return {**values, "address": address, "ports": ports}
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -161,23 +163,32 @@ def _ports(port: int | None, port_range: tuple[int, int] | None) -> range:
 def _resolve(host: str) -> tuple[int, str]:
     """Return address family and address of `host`. Raises ValueError when it has none.
 
-    In a thread, since the system's resolver can neither be interrupted nor given a limit.
+    A name is looked up in a thread, since the system's resolver can neither be interrupted nor
+    given a limit.
     """
     found: list[tuple[int, str]] = []
     reasons: list[str] = []
 
-    def look_up() -> None:
+    def look_up(flags: int) -> None:
         try:
             family, _, _, _, address = socket.getaddrinfo(
-                host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host, None, type=socket.SOCK_STREAM, flags=flags
             )[0]
             found.append((family, str(address[0])))
         except (OSError, UnicodeError) as error:
-            reasons.append(getattr(error, "strerror", None) or str(error))
+            reasons[:] = [getattr(error, "strerror", None) or str(error)]
 
-    thread = threading.Thread(target=look_up, name="jobserver-resolver", daemon=True)
-    thread.start()
-    thread.join(_RESOLVER_LIMIT)
+    look_up(socket.AI_PASSIVE | socket.AI_NUMERICHOST)
+    if not found:
+        reasons.clear()
+        thread = threading.Thread(
+            target=look_up, args=(socket.AI_PASSIVE,), name="jobserver-resolver", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ValueError(f"--host: {host!r} cannot be looked up: {error}") from None
+        thread.join(_RESOLVER_LIMIT)
     if not found:
         reason = reasons[0] if reasons else "the resolver does not answer"
         raise ValueError(f"--host: {host!r} is not a name or address of this machine: {reason}")

@@ -5,6 +5,7 @@ a fair share each, and what is left out is counted. What jobs are called, and wh
 from outside, and may hold what a terminal would obey: it is escaped.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ def render(
     width: int,
     height: int | None = None,
 ) -> list[str]:
-    """Return the lines that show an answer of ``/status``, none of them over `width` characters.
+    """Return the lines that show an answer of ``/status``, none of them over `width` columns.
 
     `ended` and `failures` are the jobs to list, newest first. With a `height` there are at most so
     many lines, however little that shows.
@@ -40,12 +41,25 @@ def render(
     lines = head
     for section in sections:
         lines += ["", *section]
-    return [escape(line)[:width] for line in lines][:height]
+    return [_cut(escape(line), width) for line in lines][:height]
 
 
 def escape(text: str) -> str:
     """Return text that a terminal shows and does not obey."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    """Cut text to so many columns of a terminal (UAX #11: some characters take two, some none)."""
+    if text.isascii():
+        return text[:width]
+    used = 0
+    for index, character in enumerate(text):
+        wide = unicodedata.east_asian_width(character) in "WF"
+        used += 0 if unicodedata.combining(character) else 2 if wide else 1
+        if used > width:
+            return text[:index]
+    return text
 
 
 def fair_shares(wanted: Sequence[int], room: int) -> list[int]:

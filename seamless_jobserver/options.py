@@ -103,7 +103,11 @@ def _network(text: str) -> Any:
 
 
 def _path(text: str) -> Path:
-    return Path(_text(text)).expanduser()
+    path = Path(_text(text))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r}: whose home is that? Write out the whole path") from None
 
 
 def _size_or_zero(text: str) -> int:
@@ -141,7 +145,7 @@ OPTIONS: Final = (
     ),
     Option(
         "status-file",
-        _text,
+        _path,
         ("PATH",),
         None,
         "JSON file that the launcher writes: the store and the database are read from it, port "

@@ -6,13 +6,15 @@ In a terminal it is shown again and again until ``q`` or Ctrl-C; elsewhere it is
 import argparse
 import select
 import shutil
+import signal
 import sys
 import termios
 import time
 import tty
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, NoReturn
 
 from seamless_jobserver.asking import (
     Server,
@@ -92,9 +94,11 @@ class Looks:
     def _lines(self, status: dict[str, Any], width: int, height: int | None) -> list[str]:
         started = status["server"]["started"]
         if started != self._started or status["latest"] < self._latest:
-            self._ended = self._list(f"limit={_SHOWN}")
+            # Those that end meanwhile come with the next look.
+            known = f"before={status['latest'] + 1}"
+            self._ended = self._list(f"{known}&limit={_SHOWN}")
             states = "&".join(f"state={state}" for state in BAD)
-            self._failures = self._list(f"limit={_FAILURES_SHOWN}&{states}")
+            self._failures = self._list(f"{known}&limit={_FAILURES_SHOWN}&{states}")
         else:
             new = status["ended"][::-1]
             bad = [job for job in new if job["state"] in BAD]
@@ -128,6 +132,7 @@ def _watch(looks: Looks, interval: float) -> None:
 def _screen() -> Iterator[None]:
     """Take the terminal for the time of the block: single keys, a screen of its own."""
     before = termios.tcgetattr(sys.stdin)
+    ended = signal.signal(signal.SIGTERM, _end)
     try:
         tty.setcbreak(sys.stdin)
         sys.stdout.write(_ENTER)
@@ -138,6 +143,11 @@ def _screen() -> Iterator[None]:
         sys.stdout.write(_LEAVE)
         sys.stdout.flush()
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTERM, ended)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _wrap(text: str, width: int) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from seamless_jobserver import spool
+from seamless_jobserver.asking import nobody_reads
 
 _TIMEOUT: Final = 120.0
 _ATTEMPTS: Final = 60
@@ -35,8 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         "and record them in the database, so that they are not computed again.",
     )
     parser.add_argument("entries", nargs="*", metavar="DIRECTORY", help="default: all there are")
-    parser.add_argument("--store", metavar="URL", help="the hashserver, if it has moved")
-    parser.add_argument("--database", metavar="URL", help="the database, if it has moved")
+    parser.add_argument("--store", type=_url, metavar="URL", help="the hashserver, if it has moved")
+    parser.add_argument(
+        "--database", type=_url, metavar="URL", help="the database, if it has moved"
+    )
     options = parser.parse_args(arguments)
     paths = [Path(one) for one in options.entries]
     if not paths:
@@ -53,11 +56,28 @@ def main(arguments: Sequence[str]) -> int:
     for path in paths:
         try:
             _upload(path, options.store, options.database)
-            print(f"{path.name}: uploaded")  # noqa: T201
-        except (UploadFailed, OSError, http.client.HTTPException) as error:
+        except (UploadFailed, OSError, ValueError, http.client.HTTPException) as error:
             left += 1
             print(f"{path.name}: not uploaded: {error}", file=sys.stderr)  # noqa: T201
+            continue
+        try:
+            print(f"{path.name}: uploaded", flush=True)  # noqa: T201
+        except BrokenPipeError:
+            nobody_reads()
     return 1 if left else 0
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+        parts.hostname.encode("idna")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no URL of a server, such as http://127.0.0.1:61100"
+        ) from None
+    return text
 
 
 def _upload(path: Path, store: str | None, database: str | None) -> None:
@@ -123,4 +143,4 @@ def _credentials(parts: urllib.parse.SplitResult) -> dict[str, str]:
 def _shown(url: str) -> str:
     """Return `url` without the password that it may hold."""
     parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

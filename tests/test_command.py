@@ -28,6 +28,7 @@ from tests.stack import (
 
 BAD_VALUES = [
     (["--port", "http"], "--port: 'http' is not a port"),
+    (["--certfile", "~nobody-at-all/x"], "--certfile: '~nobody-at-all/x': whose home is that?"),
     (["--port", "70000"], "--port: '70000' is not a port"),
     (["--port", "-1"], "--port"),
     (["--port", "٥٥"], "--port: '٥٥' is not a port"),
@@ -60,6 +61,7 @@ BAD_VALUES = [
 ]
 
 BAD_ENVIRONMENT = [
+    ({"SEAMLESS_JOBSERVER_STATUS_FILE": "~nobody-at-all/x"}, "whose home is that?"),
     ({"SEAMLESS_JOBSERVER_PORT": "x"}, "SEAMLESS_JOBSERVER_PORT: 'x' is not a port"),
     ({"SEAMLESS_JOBSERVER_PORT_RANGE": "5"}, "SEAMLESS_JOBSERVER_PORT_RANGE: '5' is not START END"),
     ({"SEAMLESS_JOBSERVER_RECLAIM_CANCELED": "maybe"}, "'maybe' is neither yes nor no"),
@@ -129,6 +131,15 @@ class Values(unittest.TestCase):
         for variables, message in BAD_ENVIRONMENT:
             with self.subTest(variables):
                 self.check_refusal(command(env=variables), message)
+
+    def test_an_upload_wants_the_urls_of_servers(self):
+        for option in ("--store", "--database"):
+            for url in ("localhost:61100", "http://h:x", "http://a..b", "ftp://h", "http://:5"):
+                with self.subTest((option, url)):
+                    result = command("upload", option, url)
+                    self.assertEqual(result.returncode, 2)
+                    self.assertIn(f"{option}: {url!r} is no URL of a server", result.stderr)
+                    self.assertNotIn("Traceback", result.stderr)
 
     def test_a_flag_for_the_port_wins_over_the_other_variable_whatever_that_holds(self):
         variables = {
@@ -322,6 +333,28 @@ class Workers(WithDirectory):
         self.assertEqual(result.returncode, 1)
         self.assertEqual(result.stdout, "")
         self.assertIn("missing on this machine: seamless-transformer", result.stderr)
+        self.assertEqual(read_json(path)["status"], "failed")
+
+    def test_want_of_threads_is_one_line_and_in_the_status_file(self):
+        path = self.directory / "status.json"
+        path.write_text(json.dumps({"status": "starting", "parameters": {}}))
+        code = (
+            "import sys, threading\n"
+            "from seamless_jobserver import cli\n"
+            'def start(thread): raise RuntimeError("can\'t start new thread")\n'
+            "threading.Thread.start = start\n"
+            "sys.exit(cli.main())\n"
+        )
+        result = subprocess.run(
+            [str(JOBSERVER_PYTHON), "-c", code, "--status-file", str(path), "--port", "0"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+        self.assertIn("can't start new thread. Is a limit on processes reached", result.stderr)
         self.assertEqual(read_json(path)["status"], "failed")
 
     def test_workers_that_cannot_start_end_it_with_the_cause_everywhere(self):

@@ -166,6 +166,27 @@ class Kept(unittest.TestCase):
         self.assertEqual(self.journal.of(self.receive(2).checksum).name, "power")
         self.assertEqual(self.journal.of(self.receive(3, code="d").checksum).name, "")
 
+    def test_one_that_was_queued_before_that_can_be_named_then(self):
+        first, second = self.receive(1), self.receive(2)
+        self.assertEqual(self.journal.known_name(second), "")
+        self.journal.named(first, "power")
+        self.assertEqual(self.journal.known_name(second), "power")
+
+    def test_a_language_is_told_in_few_characters_whatever_it_is_said_to_be(self):
+        for language, told in (("x" * 1000, "x" * 79 + "…"), (None, "python"), (3, "3")):
+            job = self.receive(1)
+            job.request.transformation["__language__"] = language
+            self.finish(job, Ending.CANCELED, Event.CANCEL)
+            self.assertEqual(json.loads(self.journal.since(0, 1)[0])["language"], told)
+
+    def test_the_course_begins_anew_when_the_clock_is_set_back(self):
+        self.finish(self.receive(1), Ending.CANCELED, Event.CANCEL)
+        self.time -= 3600
+        self.finish(self.receive(2), Ending.CANCELED, Event.CANCEL)
+        course = self.journal.course()
+        self.assertEqual(course["ended"][-2:], [0, 1])
+        self.assertEqual(course["start"] + 179 * journal.STEP, int(self.time) // 10 * 10)
+
     def test_the_course_has_the_quiet_steps_too_and_a_queue_stays_as_long_as_it_is(self):
         waiting = self.receive(1)
         self.time += 5 * journal.STEP

@@ -27,7 +27,7 @@ ALLOWED = {
     "check": {"asking", "display"},
     "top": {"asking", "display"},
     "display": set(),
-    "upload": LEAVES,
+    "upload": {"asking"} | LEAVES,
     "server": {"server", "receipts"} | LEAVES,
     "worker": {"worker", "transport", "receipts"} | LEAVES,
     "receipts": {"messages"},

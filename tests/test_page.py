@@ -311,6 +311,49 @@ class Overview(Page):
             expect(rows).to_have_count(2, timeout=LIMIT)
             self.assertEqual(page.evaluate("document.activeElement.id"), "recent-heading")
 
+    def test_failures_among_jobs_that_it_was_not_told_of_are_asked_for(self):
+        status = self.server.request("GET", "/status").json
+        done = next(job for job in status["ended"] if job["state"] == "done")
+        old = [
+            {**done, "state": "failed", "problem": "Old.", "number": 900 + n, "seq": 900 + n}
+            for n in range(4)
+        ]
+        many = [{**done, "number": 2000 + n, "seq": 2000 + n} for n in range(1000)]
+        newest = {**old[0], "problem": "New.", "number": 1500, "seq": 1500}
+        totals = {**status["totals"], "failed": 5}
+        answers = [
+            {**status, "ended": old, "latest": 903, "totals": totals},
+            {**status, "ended": many, "latest": 2999, "totals": totals},
+        ]
+        listed = {"jobs": [newest, *old[:0:-1]], "more": True}
+        with self.tab() as page:
+            page.route(
+                re.compile(r"/status\?"),
+                lambda route: route.fulfill(json=answers[0] if len(answers) == 2 else answers[-1]),
+            )
+            page.route(re.compile(r"/jobs\?"), lambda route: route.fulfill(json=NO_JOBS))
+            page.route(re.compile(r"/jobs\?.*state="), lambda route: route.fulfill(json=listed))
+            page.reload()
+            expect(page.locator("#failures")).to_contain_text("Old.", timeout=LIMIT)
+            answers.pop(0)
+            expect(page.locator("#failures")).to_contain_text("New.", timeout=LIMIT)
+
+    def test_a_name_that_comes_late_is_shown(self):
+        status = self.server.request("GET", "/status").json
+        (waiting,) = status["waiting"]
+        names = [None, "late"]
+        with self.tab() as page:
+            page.route(
+                re.compile(r"/status\?"),
+                lambda route: route.fulfill(
+                    json={**status, "waiting": [{**waiting, "name": names[0]}]}
+                ),
+            )
+            page.reload()
+            expect(page.locator("#waiting .job-name")).to_contain_text("unnamed", timeout=LIMIT)
+            names.pop(0)
+            expect(page.locator("#waiting .job-name")).to_have_text("late", timeout=LIMIT)
+
     def test_jobs_that_were_dropped_do_not_crowd_out_real_failures(self):
         status = self.server.request("GET", "/status").json
         lost = next(job for job in status["ended"] if job["state"] == "failed")
@@ -384,7 +427,7 @@ class Overview(Page):
             self.overview(page)
             self.assertNotIn("0.0.0.0", page.inner_text(".bar"))
             self.assertIn("http://localhost:5533/", page.inner_text("#server"))
-            self.assertIn("ssh -N -L 5533:localhost:5533 ", page.inner_text("#server"))
+            self.assertIn("ssh -N -L 5533:127.0.0.1:5533 ", page.inner_text("#server"))
 
 
 class OneJob(Page):
@@ -571,6 +614,39 @@ class Silence(Tabs):
         self.addCleanup(second.stop)
         pill.to_contain_text("Up", timeout=LIMIT)
         expect(page.locator("#job h1")).to_have_text("Unknown job", timeout=LIMIT)
+
+    def test_a_successors_jobs_are_not_taken_for_those_before_of_the_same_number(self):
+        gates = [self.directory / f"gate-{n}" for n in range(2)]
+        done = [self.store.request(DONE, base=7, exponent=n) for n in range(2)]
+        held = [self.store.request(HELD, gate=str(gate), n=1) for gate in gates]
+        first = self.one(done, held[0])
+        pages = [self.browser.new_page() for _ in range(2)]
+        overview, job = pages
+        for page in pages:
+            self.addCleanup(page.close)
+            page.route("**/poller.js", _ask_often)
+        checksum = done[1]["tf_checksum"]
+        overview.goto(f"http://127.0.0.1:{first.port}/")
+        job.goto(f"http://127.0.0.1:{first.port}/#/jobs/{checksum}")
+        running = expect(overview.locator("#running .job-link"))
+        running.to_contain_text(held[0]["tf_checksum"][:8], timeout=LIMIT)
+        facts = expect(job.locator("#job .facts"))
+        facts.to_contain_text("number 2 of this server", timeout=LIMIT)
+        first.stop()
+        self.one(done[::-1], held[1], port=first.port)
+        running.to_contain_text(held[1]["tf_checksum"][:8], timeout=LIMIT)
+        facts.to_contain_text("number 1 of this server", timeout=LIMIT)
+
+    def one(self, done, held, port=0):
+        """Return a server that has run some jobs, and runs one that is held."""
+        flags = ("--grace", "0.1", "--port", str(port))
+        place = self.directory / f"at-{port}"
+        server = Jobserver(place, self.store.parameters(), workers=1, flags=flags)
+        self.addCleanup(server.stop)
+        for request in done:
+            server.run(request)
+        self.callers.submit(server.run, held)
+        return server
 
 
 del Tabs, Page  # they are no tests themselves

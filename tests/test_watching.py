@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -21,7 +22,8 @@ from unittest import mock
 from prometheus_client.parser import text_string_to_metric_families
 
 from seamless_jobserver.asking import Server
-from seamless_jobserver.display import fair_shares
+from seamless_jobserver.display import _cut, fair_shares
+from seamless_jobserver.server.overview import Overview
 from seamless_jobserver.top import Looks
 from tests.constants import constants
 from tests.stack import PATIENCE, Jobserver, Store, temporary_directory, wait_until
@@ -123,6 +125,42 @@ class Status(Watched):
         self.server.cancel(queued)
         self.assertIn("canceled", answer.result(PATIENCE).text)
         self.assertEqual(self.job(queued)["state"], "canceled")
+
+    def test_a_job_that_waits_is_named_as_soon_as_its_code_has_run(self):
+        self.hold()
+        code = WAITING.replace("def waiting", "def later")
+        gates = [self.place / "second", self.place / "third"]
+        for gate in gates:
+            self.stack.callback(gate.touch)
+            self.run_job(code, gate=str(gate))
+        wait_until(lambda: self.status()["waiting_count"] == 2, "they wait")
+        self.assertEqual([job["name"] for job in self.status()["waiting"]], [None, None])
+        self.gate.touch()
+        wait_until(
+            lambda: [job["name"] for job in self.status()["waiting"]] == ["later"],
+            "the other one has run",
+        )
+
+    def test_who_cannot_be_told_for_want_of_a_descriptor_is_told_that(self):
+        # A worker that is still being started would want some too.
+        wait_until(lambda: self.status()["workers"][0]["state"] == "idle", "it is ready")
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthcheck")
+            connection.getresponse().read()
+            pid = self.server.process.pid
+            limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            try:
+                connection.request("GET", "/status?after=0")
+                answer = connection.getresponse()
+                text = answer.read().decode()
+            finally:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            self.assertEqual(answer.status, 503, text)
+            self.assertIn("Too many open files", text)
+            connection.request("GET", "/status?after=0")
+            self.assertEqual(connection.getresponse().status, 200)
 
     def test_only_news_is_told_to_who_has_asked_before(self):
         first, answer = self.run_job(PRINTING, n=1)
@@ -231,6 +269,18 @@ class Logs(Watched):
             connection.request("GET", "/healthcheck")
             self.assertEqual(connection.getresponse().read(), b"OK", "the connection goes on")
         answer.result(PATIENCE)
+
+    def test_it_can_be_followed_through_the_grace_of_a_server_that_ends(self):
+        checksum, _ = self.hold()
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/jobs/{checksum}/log?follow")
+            response = connection.getresponse()
+            self.assertEqual(response.read(9), b"it waits\n")
+            self.server.process.terminate()
+            wait_until(lambda: "waiting up to" in self.server.log, "it is ending")
+            self.gate.touch()
+            self.assertEqual(response.read(), b"it goes on\n")
 
     def test_a_follower_that_goes_away_is_let_go(self):
         checksum, _ = self.hold()
@@ -381,6 +431,14 @@ class ServersLog(Watched):
         (done,) = (event for event in events if event["message"].startswith("done in"))
         self.assertEqual((done["job"], done["level"]), (checksum, "info"))
 
+    def test_what_the_locale_cannot_write_is_escaped(self):
+        self.fresh = {**self.fresh, "PYTHONIOENCODING": "latin-1"}
+        self.server = self.start(name="latin")
+        self.run_job("def größe_計(n):\n    return n\n", n=1)[1].result(PATIENCE)
+        log = self.server.log_file.read_text(encoding="latin-1")
+        self.assertRegex(log, r"done in \S+ s \(größe_\\u8a08\)")
+        self.assertNotIn("Traceback", log)
+
     def test_a_higher_level_leaves_out_what_is_usual(self):
         self.server = self.start("--log-level", "error", name="quiet")
         self.run_job(PRINTING, n=1)[1].result(PATIENCE)
@@ -399,11 +457,33 @@ class Display(unittest.TestCase):
             with self.subTest(wanted):
                 self.assertEqual(fair_shares(wanted, room), shares)
 
+    def test_a_line_is_cut_to_the_columns_that_it_takes(self):
+        for text, width, shown in (
+            ("abcdef", 4, "abcd"),
+            ("計算する", 4, "計算"),
+            ("計算する", 5, "計算"),
+            ("a\u0301b\u0301c", 2, "a\u0301b\u0301"),
+            ("é", 10, "é"),
+        ):
+            with self.subTest(text):
+                self.assertEqual(_cut(text, width), shown)
+
+
+class MemoryOfWorkers(unittest.TestCase):
+    def test_what_we_may_not_see_is_told_as_unknown(self):
+        overview = Overview(*[mock.Mock()] * 5)
+        with mock.patch(
+            "seamless_jobserver.server.overview.tree_memory", side_effect=PermissionError
+        ):
+            self.assertIsNone(overview._memory_of(os.getpid(), "idle")[1])
+        self.assertGreater(overview._memory_of(os.getpid(), "starting")[1], 0)
+
 
 class Commands(Watched):
-    def command(self, *arguments):
+    def command(self, *arguments, **variables):
         return subprocess.run(
             [sys.executable, "-m", "seamless_jobserver", *arguments],
+            env={**os.environ, **variables},
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -419,6 +499,32 @@ class Commands(Watched):
         for name in ("waiting", "evil"):
             self.assertRegex(shown.stdout, rf"(?m) {name}$")
         self.assertNotIn("\x1b", shown.stdout)
+
+    def test_commands_print_in_any_encoding(self):
+        self.run_job("def 計(n):\n    return n\n", n=1)[1].result(PATIENCE)
+        for command in ("top", "check"):
+            with self.subTest(command):
+                shown = self.command(
+                    command, f"127.0.0.1:{self.server.port}", PYTHONIOENCODING="ascii"
+                )
+                self.assertEqual((shown.returncode, shown.stderr), (0, ""))
+                if command == "top":
+                    self.assertIn("\\u8a08", shown.stdout)
+
+    def test_a_command_that_is_interrupted_ends_without_a_traceback(self):
+        self.hold()
+        checking = subprocess.Popen(
+            [sys.executable, "-m", "seamless_jobserver", "check", f"127.0.0.1:{self.server.port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with checking:
+            while "waiting up to" not in checking.stdout.readline():
+                pass
+            checking.send_signal(signal.SIGINT)
+            _, complaint = checking.communicate(timeout=PATIENCE)
+        self.assertEqual((checking.returncode, complaint), (130, ""))
 
     def test_top_tells_why_jobs_failed_and_of_canceled_ones_that_go_on(self):
         self.run_job(FAILING, n=1)[1].result(PATIENCE)
@@ -479,8 +585,13 @@ class Commands(Watched):
                     self.assertIn(str(port), shown.stdout, shown.stderr)
                     server.stop()
 
-    def test_top_fills_a_terminal_until_q_and_gives_it_back(self):
+    def test_top_fills_a_terminal_until_it_is_ended_and_gives_it_back(self):
         self.hold()
+        for ending, code in ((lambda terminal, _: terminal.write(b"q"), 0), (_terminate, 143)):
+            with self.subTest(code):
+                self.check_terminal(ending, code)
+
+    def check_terminal(self, end, code):
         ours, theirs = pty.openpty()
         before = termios.tcgetattr(theirs)
         with open(ours, "r+b", buffering=0) as terminal, open(theirs, "r+b", buffering=0) as side:
@@ -492,8 +603,8 @@ class Commands(Watched):
             while b"1 running, 0 waiting" not in printed:
                 self.assertTrue(select.select([terminal], [], [], PATIENCE)[0], printed)
                 printed += terminal.read(4096)
-            terminal.write(b"q")
-            self.assertEqual(shown.wait(PATIENCE), 0)
+            end(terminal, shown)
+            self.assertEqual(shown.wait(PATIENCE), code)
             while select.select([terminal], [], [], 0)[0]:
                 printed += terminal.read(4096)
             self.assertTrue(printed.endswith(b"\x1b[?25h\x1b[?1049l"), printed[-50:])
@@ -606,6 +717,7 @@ class Commands(Watched):
             (f"http://x:open%20sesame@127.0.0.1:{guarded.port}", "a trivial job: it ran"),
             ("http://127.0.0.1:1", "nothing listens at"),
             ("http://no-such-host.invalid:5533", "is no known name"),
+            ("http://login..cluster:5533", "login..cluster is no address"),
             (f"http://127.0.0.1:{self.store.hashserver_port}", "Something else listens there"),
             (f"http://127.0.0.1:{silent}", "does not speak HTTP"),
             (f"https://127.0.0.1:{self.server.port}", "does not speak TLS"),
@@ -628,6 +740,10 @@ class Commands(Watched):
                 result = self.command(*arguments)
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(message, result.stderr)
+
+
+def _terminate(terminal, process):
+    process.terminate()
 
 
 @contextlib.contextmanager

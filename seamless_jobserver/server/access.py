@@ -311,8 +311,9 @@ def _own_names() -> set[str]:
             names.add(socket.getfqdn().lower())
 
     thread = threading.Thread(target=ask, name="jobserver-own-name", daemon=True)
-    thread.start()
-    thread.join(_RESOLVER_LIMIT)
+    with contextlib.suppress(RuntimeError):  # no thread to be had: it is only one name fewer
+        thread.start()
+        thread.join(_RESOLVER_LIMIT)
     return names
 
 

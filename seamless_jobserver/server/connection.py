@@ -338,13 +338,14 @@ class Connection:
         self.socket.settimeout(WRITE_LIMIT)
         self.socket.sendall(render_stream_head(response, keep_alive=keep_alive, chunked=chunked))
         for part in parts:
-            if self._terms.closing() or self._client_gone():
+            if self._client_gone():
                 raise ClientGone("the end of a stream was not waited for")
             if part:
                 self.socket.settimeout(WRITE_LIMIT)
                 framed = b"%x\r\n%s\r\n" % (len(part), part) if chunked else part
                 self.socket.sendall(framed)
         if chunked:
+            self.socket.settimeout(WRITE_LIMIT)
             self.socket.sendall(b"0\r\n\r\n")
 
     def _linger(self) -> None:

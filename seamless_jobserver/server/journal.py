@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+from seamless_jobserver.errors import shorten
 from seamless_jobserver.messages import Ending, Outcome, Traffic
 from seamless_jobserver.server.jobs import Job
 from seamless_jobserver.server.metrics import Histogram
@@ -99,7 +100,7 @@ class Journal:
         """A job is new."""
         around = None if job.host is None else self._newest_in_slot.get(job.host)
         within = None if around is None else around.job.checksum
-        name = self._known_name(job)
+        name = self.known_name(job)
         self.under_way[job.number] = Entry(job, self._now(), name=name, within=within)
         self.totals["received"] += 1
         self._waiting += 1
@@ -221,12 +222,15 @@ class Journal:
         """The jobs that no worker has been given yet, oldest first."""
         return [entry for entry in self.under_way.values() if entry.started is None]
 
-    def _known_name(self, job: Job) -> str:
+    def known_name(self, job: Job) -> str:
+        """Return how a worker has called a job with the code of this one, or nothing."""
         code = _code_checksum(job)
         return "" if code is None else self._names.get(code, "")
 
     def _note(self, ended: int = 0, failed: int = 0) -> None:
         number = int(self._now()) // STEP
+        if self._steps and number < self._steps[-1].number - 1:
+            self._steps.clear()  # the clock has been set back
         last = self._steps[-1] if self._steps else None
         if last is None or last.number < number:
             # A queue in which nothing happened is as long as it was.
@@ -268,7 +272,7 @@ def describe(
         "number": job.number,
         "checksum": job.checksum,
         "name": entry.name or None,
-        "language": str(job.request.transformation.get("__language__", "python")),
+        "language": shorten(str(job.request.transformation.get("__language__") or "python")),
         "state": job.state.value,
         "phase": phase,
         "received": round(entry.received, 3),

@@ -64,6 +64,9 @@ _PACKAGES: Final = {
     "seamless_config": "seamless-config",
 }
 
+_NO_THREAD: Final = "can't start new thread"
+"""What `threading` says when there is none to be had; the exception is no kind of its own."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +111,7 @@ def run(settings: Settings, program: WorkerProgram) -> int:
                 if status_file is None:
                     return 0
             try:
-                reason = _serve(settings, program, status_file, interrupts)
+                reason = _serve_or_explain(settings, program, status_file, interrupts)
                 if reason.failure:
                     raise StartupError(reason.text)
             except BaseException:
@@ -130,6 +133,24 @@ def _report_failed(status_file: StatusFile) -> None:
 
 def _complain(error: StartupError) -> None:
     print(f"seamless-jobserver: error: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _serve_or_explain(
+    settings: Settings,
+    program: WorkerProgram,
+    status_file: StatusFile | None,
+    interrupts: Interrupts,
+) -> Reason:
+    """Serve, and raise `StartupError` also when a thread that is needed cannot be had."""
+    try:
+        return _serve(settings, program, status_file, interrupts)
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        raise StartupError(
+            f"{error}. Is a limit on processes reached (ulimit -u)? It counts threads too, and all "
+            "that you run on this machine."
+        ) from error
 
 
 def _serve(

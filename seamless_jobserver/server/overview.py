@@ -78,7 +78,7 @@ class Overview:
         self._lock = threading.Lock()  # over those below
         self._present = b""
         self._until = 0.0
-        self._memory: dict[int, tuple[float, int]] = {}
+        self._memory: dict[int, tuple[float, int | None]] = {}
 
     def watched(self) -> AbstractContextManager[None]:
         """Leave the request that is being answered out of what counts as activity meanwhile."""
@@ -147,6 +147,8 @@ class Overview:
     def _describe(self, entry: Entry) -> dict[str, Any]:
         slot = self._service.place_of(entry.job)
         if slot is None:
+            # Its code may have been run, and named, since it came.
+            entry.name = entry.name or self._service.journal.known_name(entry.job)
             running = entry.started is not None and entry.job.host is None
             phase = Phase.STORING.words if running else None
             return describe(entry, phase=phase, ended=None, outcome=None)
@@ -171,14 +173,17 @@ class Overview:
             **present,
         }
 
-    def _memory_of(self, pid: int, state: str) -> tuple[float, int]:
+    def _memory_of(self, pid: int, state: str) -> tuple[float, int | None]:
         """Return until when the memory of a worker, as it is now or was, is good enough, and it."""
         known = self._memory.get(pid)
         now = time.monotonic()
         if known is not None and now < known[0]:
             return known
         lasts = 0.0 if state == "starting" else MEMORY_FRESH
-        return now + lasts, tree_memory(pid)
+        try:
+            return now + lasts, tree_memory(pid)
+        except OSError:  # not for us to see, such as what a job runs as another user
+            return now + lasts, None
 
     def _look_on_the_loop(self) -> dict[str, Any]:
         journal = self._service.journal

@@ -9,6 +9,7 @@ here as JSON, or as plain text that a browser may not take for something else.
 import concurrent.futures
 import dataclasses
 import json
+import logging
 import os
 import urllib.parse
 from collections.abc import Generator
@@ -25,6 +26,8 @@ from seamless_jobserver.server.overview import Overview
 from seamless_jobserver.server.payload import parse_checksum
 from seamless_jobserver.server.response import Response, json_response, text_response
 from seamless_jobserver.server.service import Service
+
+_log = logging.getLogger(__name__)
 
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -61,7 +64,12 @@ class Watching:
         Raises a `RequestError`.
         """
         with self._overview.watched():
-            response = self._answer(head)
+            try:
+                response = self._answer(head)
+            except (OSError, concurrent.futures.TimeoutError) as error:
+                what = f"{type(error).__name__}: {error}"
+                _log.warning("somebody who watches cannot be told: %s", what)
+                response = text_response(503, f"503: this cannot be told at the moment: {what}")
         if response is None:
             return None
         if head.method not in ("GET", "HEAD"):

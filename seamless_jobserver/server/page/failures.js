@@ -51,12 +51,14 @@ export class Failures {
 
   /** Remember the newest ones: the model drops jobs when there are many. */
   _note() {
-    if (this._generation !== this._model.generation) this._forget();
+    const { generation, gaps } = this._model;
+    if (this._generation !== generation || this._gaps !== gaps) this._forget();
     this._older = RANKS.flatMap((states) => this._known(states));
   }
 
   _forget() {
     this._generation = this._model.generation;
+    this._gaps = this._model.gaps;
     this._older = [];
     this._asked = new Set();
   }

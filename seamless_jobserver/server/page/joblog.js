@@ -29,9 +29,11 @@ export class JobLog {
   /** Read what `job` has printed since it was asked the last time. */
   update(job) {
     const run = `${job.number}-${job.retries}`;
-    if (run !== this._run) {
+    // Another server may give the same number.
+    if (run !== this._run || job.received !== this._received) {
       this.close();
       this._run = run;
+      this._received = job.received;
       this._reset();
     }
     this._job = job;

@@ -8,6 +8,7 @@ import { JobLog } from "./joblog.js";
 import { card, messageCard, pins, runtimeCard } from "./jobtables.js";
 import { getJson } from "./poller.js";
 
+const PATIENCE = 10_000;
 const MEANINGS = {
   queued: "It waits for a worker.",
   done: "Its result is stored.",
@@ -25,14 +26,15 @@ export class JobView {
   constructor(element, model) {
     this._element = element;
     this._model = model;
-    this._abort = null;
+    this._isOpen = false;
+    this._asking = null;
     this.job = null;
   }
 
   /** Show the job with `checksum`, from scratch. */
   open(checksum) {
     this.close();
-    this._abort = new AbortController();
+    this._isOpen = true;
     this._checksum = checksum;
     this._build(checksum);
     this.update();
@@ -40,8 +42,9 @@ export class JobView {
 
   /** Stop all that goes on for the view. */
   close() {
-    this._abort?.abort();
-    this._abort = null;
+    this._isOpen = false;
+    this._asking?.abort();
+    this._asking = null;
     this._log?.close();
     this.job = null;
     this._isGone = false;
@@ -60,27 +63,29 @@ export class JobView {
 
   /** Ask for the job again if it may have changed. */
   async update() {
-    const abort = this._abort;
-    if (!abort || this._isAsking) return;
+    if (!this._isOpen || this._asking) return;
     if (!this._mayHaveChanged()) {
       if (this.job) this._log.update(this.job);
       return;
     }
-    this._isAsking = true;
+    const asking = new AbortController();
+    this._asking = asking;
+    const patience = setTimeout(() => asking.abort(new Error("it takes too long")), PATIENCE);
     try {
-      const job = await getJson(`jobs/${this._checksum}`, abort.signal);
-      if (this._abort === abort) this._show(job);
+      const job = await getJson(`jobs/${this._checksum}`, asking.signal);
+      if (this._asking === asking) this._show(job);
     } catch (error) {
-      if (this._abort === abort) this._showError(error);
+      if (this._asking === asking) this._showError(error);
     } finally {
-      this._isAsking = false;
-      if (this._abort && this._abort !== abort) this.update();
+      clearTimeout(patience);
+      if (this._asking === asking) this._asking = null;
     }
   }
 
   _mayHaveChanged() {
     if (this.job === null ? !this._isGone : isActive(this.job) || this.job.working) return true;
     const { status, ended } = this._model;
+    if (status.server.started !== this._server) return true;
     const newest = this.job?.number ?? -1;
     const isThis = (job) => job.checksum === this._checksum && job.number > newest;
     return [status.running, status.waiting, ended].some((jobs) => jobs.some(isThis));
@@ -116,6 +121,7 @@ export class JobView {
 
   _show(job) {
     this.job = job;
+    this._server = this._model.status?.server.started;
     this._isGone = false;
     this._body.hidden = false;
     setText(this._heading, jobName(job));
@@ -163,6 +169,7 @@ export class JobView {
   _showError(error) {
     if (error.status === 404) {
       this._isGone = true;
+      this._server = this._model.status?.server.started;
       this._body.hidden = true;
       this._badge.replaceChildren();
       setText(this._heading, "Unknown job");

@@ -10,6 +10,8 @@ export class Model {
   constructor() {
     this.status = null;
     this.failure = null;
+    /** How often jobs ended that it was not told of. */
+    this.gaps = 0;
     this.forget();
   }
 
@@ -45,7 +47,10 @@ export class Model {
     if (!jobs.length) return;
     const hasGap = asked > 0 && jobs.length >= MOST_PER_ANSWER;
     this.ended = hasGap ? jobs : this.ended.concat(jobs);
-    if (hasGap) this._olderOnesExist = true;
+    if (hasGap) {
+      this._olderOnesExist = true;
+      this.gaps += 1;
+    }
     if (this.ended.length > MOST_ENDED) this.ended = this.ended.slice(-MOST_ENDED);
     this.version += 1;
   }

@@ -53,7 +53,8 @@ class Listing {
     this._empty.hidden = jobs.length > 0;
     this._table.hidden = jobs.length === 0;
     syncChildren(this._body, jobs, {
-      key: (job) => `${job.number} ${job.retries}`,
+      // What is not `text` is made once. Numbers begin anew with a server, and a name can come late.
+      key: (job) => `${job.number} ${job.retries} ${job.received} ${job.checksum} ${job.name ?? ""}`,
       create: (job) => make("tr", {}, ...this._columns.map((column) => this._cell(column, job, now))),
       update: (row, job) =>
         this._columns.forEach(({ text }, index) => text && setText(row.children[index], text(job))),

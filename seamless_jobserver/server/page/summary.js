@@ -8,6 +8,7 @@ import { runningClock } from "./jobcells.js";
 export const ENDED_BADLY = ["failed", "crashed", "lost"];
 
 const ANYWHERE = new Set(["0.0.0.0", "[::]"]);
+const ON_ITSELF = { "0.0.0.0": "127.0.0.1", "[::]": "[::1]" };
 
 /** What goes on, in a few words. */
 export function headline({ status, failure }) {
@@ -203,7 +204,8 @@ function localUrl(server) {
 
 function tunnel(server) {
   const { host, port } = address(server);
-  const at = ANYWHERE.has(host) ? "localhost" : host;
+  // No name: it may stand for an address that this server left free, where somebody else can listen.
+  const at = ON_ITSELF[host] ?? host;
   return `ssh -N -L ${port}:${at}:${port} ${server.user}@${server.hostname}`;
 }
 
