@@ -9,6 +9,7 @@ Spawned workers import the module that started the server, hence the imports ins
 
 import argparse
 import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -22,6 +23,9 @@ from seamless_jobserver.options import DEFAULT_PORT, ENVIRONMENT, OPTIONS, Optio
 
 _RESOLVER_LIMIT: Final = 10.0
 """Seconds for the name of --host to be looked up."""
+
+_LEAVE: Final = 1.0
+"""Seconds for a process that has been killed to be gone."""
 
 _PORT_OPTIONS: Final = ("port", "port_range")
 
@@ -56,7 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     eventlog.configure(values.pop("log_level"), values.pop("log_format"))
     program = WorkerProgram(entry.warm_up, entry.run_job, entry.record_result, entry.check_store)
-    return run(Settings(**values), program)
+    code = run(Settings(**values), program)
+    for child in multiprocessing.active_children():
+        child.join(_LEAVE)
+    if multiprocessing.active_children():
+        # What cannot be killed, since it waits for a disk that does not answer, for example. The
+        # interpreter would wait for it without a limit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -171,9 +184,10 @@ def _resolve(host: str) -> tuple[int, str]:
 
     def look_up(flags: int) -> None:
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                host, None, type=socket.SOCK_STREAM, flags=flags
-            )[0]
+            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+            # A name can have several. The launcher looks for us at the one of IPv4.
+            answers.sort(key=lambda answer: answer[0] != socket.AF_INET)
+            family, _, _, _, address = answers[0]
             found.append((family, str(address[0])))
         except (OSError, UnicodeError) as error:
             reasons[:] = [getattr(error, "strerror", None) or str(error)]

@@ -51,7 +51,8 @@ class Progress:
         descriptor = os.open(os.path.join(directory, "progress"), flags, 0o600)
         try:
             if create:
-                os.ftruncate(descriptor, 1 + _NAME)
+                # Not a hole: with the disk full, its first use would be a bus error (mmap(2)).
+                os.write(descriptor, bytes(1 + _NAME))
             self._map = mmap.mmap(descriptor, 1 + _NAME)
         finally:
             os.close(descriptor)

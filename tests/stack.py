@@ -162,6 +162,7 @@ class Store:
         try:
             self.hashserver_port = self._hashserver.wait_running()
             self.database_port = self._database.wait_running()
+            self._await_hashserver()
         except BaseException:
             self.stop()
             raise
@@ -184,6 +185,18 @@ class Store:
         """Start the hashserver again, at the port that it had."""
         self._hashserver = self._start_hashserver("--port", str(self.hashserver_port))
         self._hashserver.wait_running()
+        self._await_hashserver()
+
+    def _await_hashserver(self) -> None:
+        """Wait until it answers: it says that it runs before it listens."""
+        url = f"http://127.0.0.1:{self.hashserver_port}/healthcheck"
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=PATIENCE):
+                return True
+            return False
+
+        wait_until(answers, "the hashserver answers")
 
     def signal_hashserver(self, number: signal.Signals) -> None:
         self._hashserver.process.send_signal(number)
@@ -362,7 +375,7 @@ class Jobserver(Service):
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """Send one request on a connection of its own; a body that is not bytes goes as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         with contextlib.closing(connection):
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()

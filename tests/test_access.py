@@ -603,6 +603,26 @@ class Passwords(unittest.TestCase):
             self.assertEqual(caught.exception.status, 401)
             self.assertIn("Basic", caught.exception.fields["WWW-Authenticate"])
 
+    def test_a_worker_of_ours_needs_none_for_what_it_asks(self):
+        gate = Gate(AccessRules(password=b"secret", any_user=True), basic("worker:known"))
+        ours = {"Authorization": basic("worker:known")}
+        for target, allowed in (
+            ("/nested-transformation/1", True),
+            ("/healthcheck", True),
+            ("/cancel-transformation/" + "ab" * 32, True),
+            ("/run-transformation", False),
+            ("/status", False),
+        ):
+            with self.subTest(target):
+                if allowed:
+                    gate.check(head(target, **ours), Standing.ADMITTED, lacks_tls=True)
+                else:
+                    with self.assertRaises(Refused):
+                        gate.check(head(target, **ours), Standing.ADMITTED)
+                with self.assertRaises(Refused):
+                    wrong = {"Authorization": basic("worker:guessed")}
+                    gate.check(head(target, **wrong), Standing.ADMITTED)
+
     def test_a_password_is_known_in_either_encoding(self):
         gate = Gate(AccessRules(password="pässwört".encode()))
         for encoding in ("utf-8", "latin-1"):

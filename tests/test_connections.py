@@ -80,7 +80,9 @@ class Connections(unittest.TestCase):
             max_body=64 * 2**20,
         )
         self.server.start()
-        self.addCleanup(lambda: self.assertEqual(set(threading.enumerate()) - before, set()))
+        self.addCleanup(
+            wait_until, lambda: not set(threading.enumerate()) - before, "its threads have ended"
+        )
         self.addCleanup(self.close)
 
     def close(self):
@@ -156,7 +158,7 @@ class Connections(unittest.TestCase):
         # Beginnings to which any number of these bytes may be added.
         head = GET[:-2] + b"X: "
         body = GET[:-2] + b"Content-Length: 1000000\r\n\r\n"
-        with mock.patch.object(connection, "REQUEST_LIMIT", 0.5):
+        with mock.patch.object(connection, "REQUEST_LIMIT", 1.5):
             for start in (head, body):
                 with self.subTest(start):
                     peer = self.connect()
@@ -171,7 +173,7 @@ class Connections(unittest.TestCase):
                     self.assertGreater(sent, 1)
 
     def test_an_idle_connection_is_closed_after_a_while(self):
-        with mock.patch.object(connection, "IDLE_LIMIT", 0.2):
+        with mock.patch.object(connection, "IDLE_LIMIT", 2.0):
             peer = self.connect()
             peer.sendall(GET)
             self.assertIn(b"200 OK", peer.recv(65536))

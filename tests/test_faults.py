@@ -116,7 +116,11 @@ class Faults(OnAStore):
                 flags=flags,
                 workers=workers,
                 # Each look at it waits for a fresh one.
-                env=constants(place, {"server.overview.FRESH": 0.05}),
+                # And what is remembered for a moment is so however slow the machine is.
+                env=constants(
+                    place,
+                    {"server.overview.FRESH": 0.05, "server.lifecycle.FAILURE_MEMORY": 60.0},
+                ),
             )
             unittest.addModuleCleanup(_lasting[key].stop)
             unittest.addModuleCleanup(_lasting.pop, key)
@@ -314,8 +318,10 @@ class Failures(Faults):
         self.assertIn("ZeroDivisionError", first.text)
         self.assertEqual([server.run(request).text for _ in range(4)], 4 * [first.text])
         self.assertEqual(self.runs(), 1)
+        server = self.start(env=constants(self.home, {"server.lifecycle.FAILURE_MEMORY": 0.5}))
+        server.run(request)
         wait_until(
-            lambda: server.run(request).status == 500 and self.runs() == 2, "it is forgotten"
+            lambda: server.run(request).status == 500 and self.runs() == 3, "it is forgotten"
         )
 
     def test_a_buffer_that_the_jobs_code_misses_is_its_failure_and_the_code_is_run_once(self):
@@ -344,7 +350,7 @@ class Failures(Faults):
         self.assertEqual(self.runs(), 2)
 
     def test_a_failure_of_the_store_is_not_remembered(self):
-        server = self.start("--input-timeout", "0.5")
+        server = self.start("--input-timeout", "3")
         request = self.traced("    return 5\n")
         self.store.kill_hashserver()
         try:
@@ -391,15 +397,15 @@ class LostCallers(Faults):
 
     def test_a_job_that_nobody_waits_for_keeps_the_server_from_being_idle(self):
         request = self.gated()
-        server = self.start("--timeout", "2", "--grace", "0")
+        server = self.start("--timeout", "5", "--grace", "0")
         self.call_and_leave(server, request, self.runs)
         wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
         with self.assertRaises(subprocess.TimeoutExpired):
-            server.process.wait(3.5)
+            server.process.wait(6.5)
         self.gate.touch()
         wait_until(lambda: self.store.result_of(request["tf_checksum"]), "the database knows")
         self.assertEqual(server.process.wait(PATIENCE), 0)
-        self.assertIn("no activity for 2 s", server.log)
+        self.assertIn("no activity for 5 s", server.log)
 
     def test_a_database_that_is_away_or_hangs_costs_the_record_and_neither_result_nor_slot(self):
         hanging = ScriptedServer(unanswering)
@@ -712,17 +718,19 @@ class StoreAway(Faults):
         following = self.traced("    return a + 10\n", a=1)
         with ThreadPoolExecutor(1) as other:
             with self.hanging_store(server, request):
+                begun = time.monotonic()
                 later = other.submit(server.run, following)
                 wait_until(lambda: "has not taken the result of" in server.log, "it is handed back")
                 wait_until(lambda: self.status(server)["waiting_count"], "it waits again")
-                self.still_waits(answer, 0.5)
+                self.still_waits(answer, 2.0)
                 self.assertEqual(self.runs(), 1)
+            hung = time.monotonic() - begun
             self.assertEqual(self.value(answer.result(PATIENCE)), 1)
             outcome = later.result(PATIENCE)
         self.assertEqual(self.value(outcome), 11)
         runtime = outcome.json["record_runtime"]
         self.assertEqual(runtime["worker_execution_index"], 2)
-        self.assertLess(runtime["wall_time_seconds"], 0.5)
+        self.assertLess(runtime["wall_time_seconds"], hung)
         self.assertEqual(self.runs(), 2)
 
     def test_a_worker_that_is_killed_before_the_store_has_taken_its_result_says_so(self):
@@ -761,7 +769,7 @@ class StoreAway(Faults):
 
     def kept(self):
         """Run a job whose result no store takes; return server, request and spooled entry."""
-        server, request, answer = self.begin("--store-timeout", "0.3")
+        server, request, answer = self.begin("--store-timeout", "3")
         self.store.kill_hashserver()
         self.gate.touch()
         try:
@@ -916,7 +924,7 @@ class PromisedInputs(Faults):
         return request, checksum
 
     def test_one_that_does_not_come_is_named_with_what_to_do(self):
-        server = self.start("--input-timeout", "0.7")
+        server = self.start("--input-timeout", "3")
         request, checksum = self.promised()
         answer = server.run(request)
         self.assertEqual(answer.status, 500)
@@ -1067,10 +1075,10 @@ class Limits(Faults):
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=7, b=4))), 11)
 
     def test_a_job_over_the_time_limit_is_ended(self):
-        server = self.start("--job-timeout", "0.7")
+        server = self.start("--job-timeout", "3")
         answer = server.run(self.traced("    time.sleep(600)\n"))
         self.assertEqual(answer.status, 500)
-        self.assertIn("longer than the 0.7 s that --job-timeout", answer.text)
+        self.assertIn("longer than the 3 s that --job-timeout", answer.text)
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=8, b=4))), 12)
 
 

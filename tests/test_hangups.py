@@ -79,7 +79,8 @@ class Watching(unittest.TestCase):
             pairs = [self.pair() for _ in woken]
             for (ours, _), event in zip(pairs, woken, strict=True):
                 stack.enter_context(self.hangups.watching(ours, event.set))
-            self.assertEqual(len(os.listdir("/proc/self/task")), before)
+            # One that has ended may be listed for a moment.
+            self.assertLessEqual(len(os.listdir("/proc/self/task")), before)
             for _, theirs in pairs:
                 theirs.close()
             for event in woken:

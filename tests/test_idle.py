@@ -8,11 +8,13 @@ import time
 import unittest
 from unittest import mock
 
+from seamless_jobserver.server import ending
 from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.ending import is_unused
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.response import text_response
+from tests.stack import wait_until
 
 
 class Clock:
@@ -129,7 +131,8 @@ class AtTheVeryMoment(unittest.TestCase):
         self.server.suspend()
         peer = self.connect()  # it is in the backlog, as after the last look
         peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+        with mock.patch.object(ending, "_MOMENT", 20.0):  # it is over as soon as the request is in
+            self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
         self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
         self.ask(self.connect())
 
@@ -164,6 +167,40 @@ class AtTheVeryMoment(unittest.TestCase):
         with self.assertRaises(OSError):
             self.make(self.server.port)
         self.assertEqual((set(threading.enumerate()), len(os.listdir("/proc/self/fd"))), before)
+
+    def test_one_that_cannot_be_served_for_the_moment_keeps_it_and_is_served_later(self):
+        start, threads, shortage = threading.Thread.start, [], threading.Event()
+
+        def start_or_not(one):
+            if one.name.startswith("jobserver-connection") and shortage.is_set():
+                threads.append(one)
+                raise RuntimeError("can't start new thread")
+            start(one)
+
+        shortage.set()
+        with mock.patch.object(threading.Thread, "start", start_or_not):
+            peer = self.connect()
+            wait_until(lambda: threads, "it waits for a thread")
+            began = time.monotonic()
+            self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+            self.assertLess(time.monotonic() - began, 10)
+            shortage.clear()
+            self.ask(peer)
+        self.assertEqual(self.server.counts[:2], (1, 1))
+
+    def test_one_that_cannot_be_served_at_the_end_is_hung_up_on(self):
+        start = threading.Thread.start
+
+        def start_or_not(one):
+            if one.name.startswith("jobserver-connection"):
+                raise RuntimeError("can't start new thread")
+            start(one)
+
+        with mock.patch.object(threading.Thread, "start", start_or_not):
+            peer = self.connect()
+            wait_until(lambda: self.server.counts[1] == 1, "it is accepted")
+            self.server.stop_accepting()
+            self.assertEqual(peer.recv(1), b"")
 
     def test_a_connection_that_asks_for_nothing_does_not_keep_it(self):
         self.connect()
@@ -246,8 +283,8 @@ class Timers(unittest.TestCase):
 
     def test_it_does_not_expire_once_it_is_closed(self):
         before = threading.active_count()
-        timer, expired = self.make(0.1, Activity())
+        timer, expired = self.make(1.0, Activity())
         timer.start()
         timer.close()
-        self.assertFalse(expired.wait(0.3))
+        self.assertFalse(expired.wait(1.5))
         self.assertEqual(threading.active_count(), before, "its thread is gone")

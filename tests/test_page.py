@@ -171,7 +171,10 @@ class Page(Tabs):
         cls.server.cancel(cls.jobs["canceled"])
         answer.result(PATIENCE)
         cls.jobs["waiting"], _ = cls.run_job(NEVER, n=2)
-        cls.wait_for(lambda status: status["waiting_count"] == 1, "it waits")
+        cls.wait_for(
+            lambda status: [job["checksum"] for job in status["waiting"]] == [cls.jobs["waiting"]],
+            "the other one waits",
+        )
 
 
 class Overview(Page):

@@ -114,6 +114,16 @@ class RoomFor(unittest.TestCase):
             with self.subTest(expected):
                 self.assertEqual(holders[expected].client.recv(1), b"", "its end is here")
 
+    def test_one_that_was_asked_to_end_while_it_changed_its_socket_can_find_out(self):
+        places = Places(1, least_idle=0.0, spare=False)
+        (holder,) = self.fill(places, 1)
+        places.rest(holder)
+        self.assertFalse(places.is_leaving(holder))
+        holder.socket.close()  # as while TLS begins
+        places.take(MOMENT)
+        self.assertTrue(places.is_leaving(holder))
+        self.assertFalse(places.wake(holder))
+
     def test_one_that_is_known_is_not_pushed_out_any_more(self):
         places = Places(1, least_idle=0.0, spare=False)
         (holder,) = self.fill(places, 1)
@@ -194,11 +204,12 @@ class AtTheDoor(unittest.TestCase):
                 client.sendall(b"more")
 
     def test_what_is_still_being_sent_is_taken_in(self):
-        client = self.arrive(b"POST / HTTP/1.1\r\n")
-        for _ in range(100):
-            client.sendall(100_000 * b"x")
-            self.doorstep.attend()
-        self.assertIn(b"403", client.recv(65536))
+        with mock.patch.object(doorstep, "LINGER", 60.0):
+            client = self.arrive(b"POST / HTTP/1.1\r\n")
+            for _ in range(100):
+                client.sendall(100_000 * b"x")
+                self.doorstep.attend()
+            self.assertIn(b"403", client.recv(65536))
 
     def test_one_that_has_gone_is_forgotten(self):
         self.arrive(b"GET").close()

@@ -45,10 +45,14 @@ class Trees(unittest.TestCase):
         for name, shape in SHAPES.items():
             with self.subTest(name):
                 process, started = self.start(shape)
-                seen = [ProcessId.of(pid) for pid in descendants(process.pid)]
-                # A subshell that has nothing more to do may end between the two looks.
-                everybody = [identity for identity in seen if identity is not None]
-                self.assertIn(started, everybody)
+
+                def look(process=process, started=started):
+                    seen = [ProcessId.of(pid) for pid in descendants(process.pid)]
+                    # A subshell that has nothing more to do may end meanwhile, and what it has
+                    # started have another parent then.
+                    return seen if started in seen else None
+
+                everybody = [one for one in wait_until(look, "it is seen") if one is not None]
                 self.assertEqual(kill_tree(ProcessId.of(process.pid)), set())
                 self.assertEqual(process.wait(20), -9)
                 wait_until(lambda all_=everybody: not any(p.alive for p in all_), "all are gone")

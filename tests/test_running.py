@@ -501,13 +501,13 @@ class Survival(OnAStore):
             "    while not os.path.exists(path): time.sleep(0.01)\n    return 8\n"
         )
         request = self.store.request(code, path=str(gate))
-        server = self.start("--timeout", "2", "--grace", "0")
+        server = self.start("--timeout", "5", "--grace", "0")
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, request)
             try:
                 wait_until(lambda: ": received" in server.log, "it has arrived")
                 with self.assertRaises(subprocess.TimeoutExpired):
-                    server.process.wait(3.5)
+                    server.process.wait(6.5)
             finally:
                 gate.touch()
             self.assertEqual(self.value(answer.result(PATIENCE)), 8)

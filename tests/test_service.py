@@ -491,6 +491,12 @@ class Mishaps(ServiceCase):
 
 
 class Nested(ServiceCase):
+    async def test_one_of_whose_beginning_nobody_has_heard_ends_as_it_ends(self):
+        await self.call(request("1"))
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.end_hosted(number, RESULT)
+        self.assertIs(await self.service.status(request("2").checksum), State.DONE)
+
     async def test_one_of_whose_end_nobody_tells_ends_with_the_job_around_it(self):
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), 1)

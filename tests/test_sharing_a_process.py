@@ -4,6 +4,7 @@ import json
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.constants import constants
 from tests.stack import PATIENCE, wait_until
 from tests.test_running import ADD, OnAStore
 
@@ -209,6 +210,9 @@ class SharedProcess(OnAStore):
             self.assertEqual(len({one[index] for one in draws[1:]}), 4)
 
     def test_jobs_in_many_ways_of_concurrency_leave_a_process_that_can_go_on(self):
+        # What they leave behind has a moment to end, which is longer on a machine with a load.
+        patient = constants(self.directory, {"worker.isolation.PATIENCE": 5.0})
+        self.server = self.start(env=patient)
         before = self.report()["pid"]
         for what in (
             "import asyncio; asyncio.run(asyncio.to_thread(print, 'x'))",
@@ -460,8 +464,16 @@ def f(n):
 class Nested(OnAStore):
     shares_store = True
 
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # What a job leaves behind for a moment is no matter here, however long that moment is.
+        cls.patient = constants(
+            cls.directory, {"worker.isolation.PATIENCE": 5.0, "worker.nested._END_LIMIT": 20.0}
+        )
+
     def ready(self, workers):
-        server = self.start(workers=workers)
+        server = self.start(workers=workers, env=self.patient)
         wait_until(lambda: server.log.count("is ready") == workers, "all workers are ready")
         return server
 

@@ -174,6 +174,11 @@ class Soak:
         for number in range(2 * WORKERS):
             self.one("small", -1 - number - 100 * len(self.rows))
         wait_until(lambda: len(self.workers()) == WORKERS, "all workers are there")
+        wait_until(lambda: self.states() == WORKERS * ["idle"], "all workers are ready")
+
+    def states(self):
+        status = self.server.request("GET", "/status").json
+        return [worker["state"] for worker in status["workers"]]
 
     def workers(self):
         found = []

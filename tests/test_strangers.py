@@ -147,7 +147,7 @@ class Numbers(Served):
             for _ in range(50):
                 self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
             self.assertLess(time.monotonic() - begun, 10.0, "well before strangers are hung up on")
-            self.assertLessEqual(len(os.listdir(threads)), before + 1)
+            wait_until(lambda: len(os.listdir(threads)) <= before + 1, "there is no thread more")
             self.assertLess(len(os.listdir(f"/proc/{server.process.pid}/fd")), 100)
         self.assertEqual(server.request("GET", "/status").status, 200)
 
@@ -380,25 +380,28 @@ class WithoutThePassword(InProcess):
     MOST = 2
 
     def test_many_of_them_take_no_place_and_are_pushed_out_by_each_other(self):
+        patch = mock.patch.object(connection, "STRANGER_LIMIT", 60.0)
+        patch.start()
+        self.addCleanup(patch.stop)
         before = threading.active_count()
         silent = [self.connect() for _ in range(300)]
         begun = time.monotonic()
         for _ in range(10):
             answer = self.converse(request(PASSWORD, "Connection: close"))
             self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
-        self.assertLess(time.monotonic() - begun, 4.0, "well before the silent are hung up on")
+        self.assertLess(time.monotonic() - begun, 40.0, "well before the silent are hung up on")
         self.assertLessEqual(threading.active_count(), before + places.STRANGERS + self.MOST + 1)
         self.assertEqual(silent[0].recv(1), b"")
 
     def test_each_has_a_few_seconds_however_it_trickles(self):
-        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+        with mock.patch.object(connection, "STRANGER_LIMIT", 1.0):
             self.assertEqual(self.connect().recv(1), b"")
             self.assertIn(b" 408 ", self.converse(b"GET / HT"))
-        with mock.patch.object(connection, "STRANGER_LIMIT", 0.3):
+        with mock.patch.object(connection, "STRANGER_LIMIT", 1.0):
             self.answer = lambda head, body, _: text_response(200, str(len(body)))
             client = self.connect()
             client.sendall(request(PASSWORD, "Content-Length: 5", "Connection: close"))
-            self.pause(0.5)
+            self.pause(1.5)
             client.sendall(b"hello")
             self.assertTrue(client.recv(65536).endswith(b"5"), "one that is known has longer")
 

@@ -1,6 +1,7 @@
 """The transport: one suite over real aiohttp and over our stand-in; then what only ours does."""
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import importlib.util
@@ -10,9 +11,13 @@ import subprocess
 import sys
 import threading
 import unittest
+from unittest import mock
 
 from seamless_jobserver.transport import aiofiles_standin, aiohttp_standin, connection
+from seamless_jobserver.transport.connector import Connector
 from seamless_jobserver.transport.frozendict_standin import frozendict
+from seamless_jobserver.transport.limits import within
+from seamless_jobserver.transport.request import Origin
 from tests.scripted_server import OK, Peer, ScriptedServer
 from tests.stack import ROOT, free_port, temporary_directory
 
@@ -123,6 +128,38 @@ FAULTS = {
 }
 
 
+class Limits(unittest.IsolatedAsyncioTestCase):
+    async def wait(self, event):
+        return await event
+
+    async def test_what_takes_too_long_is_ended_and_the_task_goes_on(self):
+        never = asyncio.get_running_loop().create_future()
+        with self.assertRaises(asyncio.TimeoutError):
+            await within(0.01, self.wait(never))
+        self.assertTrue(never.cancelled())
+        self.assertEqual(await within(20, self.wait(asyncio.sleep(0, 3))), 3)
+
+    async def test_a_cancellation_in_the_turn_in_which_the_work_ends_is_not_lost(self):
+        event = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(within(20, self.wait(event)))
+        await asyncio.sleep(0)
+        event.set_result(1)
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+
+
+class Kept(unittest.IsolatedAsyncioTestCase):
+    async def test_nothing_is_kept_once_all_was_dropped(self):
+        connector = Connector(asyncio.get_running_loop())
+        origin = Origin(False, "127.0.0.1", 1)
+        connector.drop_all()
+        late = mock.Mock(usable=True)
+        connector.keep(origin, late, 0.0)
+        late.close.assert_called_once_with()
+        self.assertIsNone(connector.take(origin, 0.0))
+
+
 class ClientSuite:
     """What seamless-remote relies on, over whatever `self.client` is."""
 
@@ -191,6 +228,29 @@ class ClientSuite:
 
         self.run_session(work)
         self.assertEqual(server.connections, 1)
+
+    def test_one_whose_short_answer_was_not_read_is_used_again(self):
+        server = self.serve(answer_each)
+
+        async def work(session):
+            for _ in range(5):
+                async with session.put(server.url, data=b"x") as response:
+                    self.assertEqual(response.status, 200)
+
+        self.run_session(work)
+        self.assertEqual(server.connections, 1)
+
+    def test_user_and_password_of_a_url_are_sent_as_they_are_meant(self):
+        seen = []
+
+        def script(peer):
+            seen.append(peer.read_request()[0])
+            peer.send(OK)
+
+        server = self.serve(script)
+        self.fetch(f"http://us%20er:p%40ss%3A@127.0.0.1:{server.port}/")
+        meant = base64.b64encode(b"us er:p@ss:").decode()
+        self.assertIn(f"Authorization: Basic {meant}", seen[0])
 
     def test_a_connection_that_the_server_closes_is_not_used_again(self):
         closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
@@ -279,13 +339,13 @@ class ClientSuite:
 
         def script(peer):
             peer.read_request()
-            for _ in range(6):
+            for _ in range(12):
                 peer.send(b"HTTP/1.1 102 Processing\r\n\r\n")
                 done.wait(0.25)
             peer.send(OK)
 
         server = self.serve(script)
-        self.assertEqual(self.fetch(server.url, sock_read=1.0), (200, b"ok"))
+        self.assertEqual(self.fetch(server.url, sock_read=2.0), (200, b"ok"))
 
     def test_each_fault_is_the_exception_that_retries_depend_on(self):
         for name, (script, expected, excluded) in FAULTS.items():

@@ -42,6 +42,8 @@ _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Refere
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 _RESOLVER_LIMIT: Final = 2.0
 """Seconds for this machine's own name to be looked up before the start goes on without."""
+_FOR_WORKERS: Final = (NESTED_PATH, "/healthcheck", "/cancel-transformation/")
+"""What our workers ask for: seamless-remote's client cancels a nested job as any other."""
 _FOREIGN_PAGE: Final = "a page of another site"
 
 _log = logging.getLogger(__name__)
@@ -167,7 +169,7 @@ class Gate:
             )
 
     def _is_worker(self, head: http1.RequestHead) -> bool:
-        if self._worker is None or not head.target.startswith(NESTED_PATH):
+        if self._worker is None or not head.target.startswith(_FOR_WORKERS):
             return False
         given = (head.fields.get("Authorization") or "").encode()
         return hmac.compare_digest(_digest(given), self._worker)

@@ -203,6 +203,9 @@ class Connection:
             # It comes when the new socket is in the place of the old, so that it can be cut off.
             do_handshake_on_connect=False,
         )
+        if self._room.is_leaving(self):
+            # Between the two sockets there was none to shut down.
+            raise ClientGone("it has made room for another")
         self.socket.settimeout(max(0.001, self._deadline(_HANDSHAKE_LIMIT) - time.monotonic()))
         self.socket.do_handshake()
         if not self._known and self._terms.gate.knows(self._standing):
@@ -211,7 +214,8 @@ class Connection:
     def _settle(self) -> None:
         """Take a place among those who are known, once there is one. Raises `ClientGone`."""
         self._known = True
-        self._terms.strangers.wake(self)  # it must not be pushed out any more
+        if not self._terms.strangers.wake(self):  # it must not be pushed out any more
+            raise ClientGone("it has made room for another")
         while not self._terms.places.take(_ROOM_INTERVAL):
             if self._terms.closing() or self._client_gone():
                 raise ClientGone("it did not wait for a place")

@@ -33,6 +33,9 @@ CLOSING: Final = 5.0
 _HURRIED: Final = 1.0
 """Seconds for all the rest after a second signal."""
 _LOOK: Final = 0.05
+_ROUND: Final = 1.0
+"""Seconds until the main thread looks for a signal again: one that comes just before a wait begins
+does not end the wait, and its handler runs only in that thread."""
 _MOMENT: Final = 0.2
 """Seconds for a connection to send its request, when it was made as the idle timer expired."""
 _MOMENTS: Final = 10
@@ -57,7 +60,7 @@ def await_reason(interrupts: Interrupts) -> Reason:
     """Return the first reason to end."""
     while True:
         try:
-            return interrupts.get(timeout=3600)
+            return interrupts.get(timeout=_ROUND)
         except queue.Empty:
             continue
 
@@ -72,7 +75,7 @@ def is_unused(http: JobHTTPServer, activity: Activity, timeout: float) -> bool:
     for _ in range(_MOMENTS):
         deadline = time.monotonic() + _MOMENT
         while time.monotonic() < deadline:
-            if activity.idle_seconds() < timeout:
+            if http.holds or activity.idle_seconds() < timeout:
                 http.start()
                 return False
             pause.wait(_LOOK)

@@ -7,6 +7,7 @@ in, one waits for a place (`server.places`), and the others in the backlog.
 """
 
 import contextlib
+import enum
 import logging
 import resource
 import socket
@@ -29,6 +30,9 @@ from seamless_jobserver.server.refusals import Refusals
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
+_LOOK: Final = 0.1
+"""Seconds between two looks of the acceptor at those who stand at the door."""
+_PARKED: Final = 3600.0
 _DESCRIPTORS: Final = 256
 """Open files that the server needs beside those for its connections and its workers."""
 _PER_WORKER: Final = 12
@@ -36,6 +40,14 @@ _PER_WORKER: Final = 12
 
 
 _log = logging.getLogger(__name__)
+
+
+class _Mode(enum.Enum):
+    """What the thread that accepts is to do."""
+
+    ACCEPTING = enum.auto()
+    HALTED = enum.auto()
+    ENDED = enum.auto()
 
 
 class JobHTTPServer(ThreadingHTTPServer):
@@ -81,7 +93,12 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._lock = threading.Lock()  # over the two below
         self._connections: dict[threading.Thread, Connection] = {}
         self._accepted = 0
+        self._turned = threading.Condition()  # over the two below
+        self._mode = _Mode.HALTED
+        self._parked = False
         self._acceptor: threading.Thread | None = None
+        # By the acceptor, or by others while that is parked.
+        self._held: list[tuple[Any, Any]] = []
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
@@ -110,16 +127,29 @@ class JobHTTPServer(ThreadingHTTPServer):
         """Whether connections should end after their present request."""
         return self._closing.is_set()
 
+    @property
+    def holds(self) -> bool:
+        """Whether, while `suspend`ed, a connection is there that cannot be served at the moment."""
+        return bool(self._held)
+
     def start(self) -> None:
-        """Accept connections from now on, in a thread."""
-        self._acceptor = threading.Thread(
-            target=self.serve_forever, args=(0.1,), name="jobserver-accept", daemon=True
-        )
-        self._acceptor.start()
+        """Accept connections from now on, in a thread, which stays until the end.
+
+        Raises RuntimeError when there is no thread to be had; after `suspend` it is there.
+        """
+        self._turn(_Mode.ACCEPTING)
+        if self._acceptor is None:
+            acceptor = threading.Thread(target=self._accept, name="jobserver-accept", daemon=True)
+            acceptor.start()
+            self._acceptor = acceptor
 
     def suspend(self) -> None:
         """Accept what has come so far and nothing more, until `start` is called again."""
-        self._stop_acceptor()
+        self._turn(_Mode.HALTED)
+        if self._acceptor is not None:
+            self.shutdown()
+            with self._turned:
+                self._turned.wait_for(lambda: self._parked)
         self.accept_waiting()
 
     def accept_waiting(self) -> int:
@@ -136,7 +166,13 @@ class JobHTTPServer(ThreadingHTTPServer):
     def stop_accepting(self) -> None:
         """Close the listening socket; connections that are open go on."""
         self._closing.set()
-        self._stop_acceptor()
+        self._turn(_Mode.ENDED)
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None:
+            self.shutdown()
+            acceptor.join()
+        for request, _ in self._held:
+            self.shutdown_request(request)
         self._doorstep.close()
         self.server_close()
 
@@ -161,15 +197,49 @@ class JobHTTPServer(ThreadingHTTPServer):
         except OSError as error:
             if error.errno in SHORTAGE:
                 # It is still in the backlog, so that the next try would come, and fail, at once.
-                self._closing.wait(_ROOM_INTERVAL)
+                self._over_within(_ROOM_INTERVAL)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Ask the gate about a new connection, and have it served (socketserver.BaseServer)."""
         with self._lock:
             self._accepted += 1
+        self._begin(request, client_address)
+
+    def _turn(self, mode: "_Mode") -> None:
+        with self._turned:
+            self._mode = mode
+            self._turned.notify_all()
+
+    def _over_within(self, seconds: float) -> bool:
+        """Wait so long; return at once, with True, when nothing is to be accepted any more."""
+        with self._turned:
+            return self._turned.wait_for(lambda: self._mode is not _Mode.ACCEPTING, seconds)
+
+    def _accept(self) -> None:
+        while self._next_mode() is _Mode.ACCEPTING:
+            held, self._held = self._held, []
+            for request, client_address in held:
+                self._begin(request, client_address)
+            self.serve_forever(_LOOK)
+
+    def _next_mode(self) -> "_Mode":
+        """Park the acceptor for as long as it is halted."""
+        with self._turned:
+            self._parked = True
+            self._turned.notify_all()
+            while not self._turned.wait_for(lambda: self._mode is not _Mode.HALTED, _PARKED):
+                continue
+            self._parked = False
+            return self._mode
+
+    def _begin(self, request: Any, client_address: Any) -> None:
+        """Have a connection served, or hold it when that cannot be before the acceptor is halted.
+
+        Else who waits for the acceptor would wait for as long as there is a shortage.
+        """
         try:
-            connection = Connection(request, self._terms, self._admit(request))
+            served = self._take_in(request, client_address[1])
         except Refused as refusal:
             self._refusals.note(refusal.kind)
             self._doorstep.turn_away(request, refusal)
@@ -177,19 +247,26 @@ class JobHTTPServer(ThreadingHTTPServer):
             _log.debug("connection lost: %s", error)
             self.shutdown_request(request)
         else:
-            if self._find_place(connection):
-                self._start_thread(connection, client_address[1])
-            else:
-                self.shutdown_request(request)
+            if not served:
+                self._held.append((request, client_address))
 
-    def _admit(self, request: Any) -> Standing:
+    def _take_in(self, request: Any, port: int) -> bool:
+        standing = self._admit(request)
+        if standing is None:
+            return False
+        connection = Connection(request, self._terms, standing)
+        return self._find_place(connection) and self._start_thread(connection, port)
+
+    def _admit(self, request: Any) -> Standing | None:
         """Ask the gate, again while that is for want of descriptors: the owner is not refused."""
         while True:
             try:
                 return self._gate.admit(request)
             except OSError as error:
-                if error.errno not in SHORTAGE or self._closing.wait(_ROOM_INTERVAL):
+                if error.errno not in SHORTAGE:
                     raise
+            if self._over_within(_ROOM_INTERVAL):
+                return None
 
     def service_actions(self) -> None:
         """Do what has to be done now and then (socketserver.BaseServer)."""
@@ -201,17 +278,17 @@ class JobHTTPServer(ThreadingHTTPServer):
         _log.exception("a connection could not be served because of an error of ours")
 
     def _find_place(self, connection: Connection) -> bool:
-        """Wait until there is a place; False when the server ends before.
+        """Wait until there is a place; False when the acceptor is halted before.
 
         Refusing would be worse: clients repeat what is refused, at once.
         """
         while not connection.take_place(_ROOM_INTERVAL):
-            if self._closing.is_set():
+            if self._over_within(0):
                 return False
             self.service_actions()
         return True
 
-    def _start_thread(self, connection: Connection, port: int) -> None:
+    def _start_thread(self, connection: Connection, port: int) -> bool:
         name = f"jobserver-connection-{port}"
         thread = self._thread_for(connection, name)
         told = False
@@ -220,11 +297,12 @@ class JobHTTPServer(ThreadingHTTPServer):
                 _log.error("a connection waits for a thread: is a limit on processes reached?")
                 told = True
             # Hanging up would be worse: clients repeat a request at once, five times.
-            if self._closing.wait(_ROOM_INTERVAL):
-                self._forget(thread, connection)
-                return
+            if self._over_within(_ROOM_INTERVAL):
+                connection.leave_place()
+                return False
             self.service_actions()
             thread = self._thread_for(connection, name)  # one that has failed cannot be used again
+        return True
 
     def _thread_for(self, connection: Connection, name: str) -> threading.Thread:
         return threading.Thread(
@@ -251,12 +329,6 @@ class JobHTTPServer(ThreadingHTTPServer):
             _log.exception("a connection ended by an error of ours")
         finally:
             self._forget(threading.current_thread(), connection)
-
-    def _stop_acceptor(self) -> None:
-        acceptor, self._acceptor = self._acceptor, None
-        if acceptor is not None:
-            self.shutdown()
-            acceptor.join()
 
     def _forget(self, thread: threading.Thread, connection: Connection) -> None:
         # In this order: whoever gets the place may count on the descriptor too.

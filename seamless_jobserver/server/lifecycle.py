@@ -51,7 +51,7 @@ from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.overview import Overview, ServerFacts
 from seamless_jobserver.server.routes import Routes
-from seamless_jobserver.server.service import Policy, Service
+from seamless_jobserver.server.service import FAILURE_MEMORY, Policy, Service
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
@@ -64,6 +64,8 @@ _PACKAGES: Final = {
     "seamless_config": "seamless-config",
 }
 
+_AGAIN: Final = 1.0
+"""Seconds until a thread for the idle timer is asked for again."""
 _NO_THREAD: Final = "can't start new thread"
 """What `threading` says when there is none to be had; the exception is no kind of its own."""
 
@@ -183,6 +185,7 @@ def _serve(
             input_timeout=settings.input_timeout,
             reclaim_canceled=settings.reclaim_canceled,
             job_timeout=settings.job_timeout,
+            failure_memory=FAILURE_MEMORY,
         )
         service = Service(policy=policy, output=output, activity=activity)
         password = secrets.token_urlsafe(32)
@@ -237,7 +240,13 @@ def _await_end(
     expired = Reason(f"no activity for {timeout:g} s", idle=True)
     while True:
         timer = IdleTimer(timeout, activity, lambda: interrupts.put(expired))
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # no thread to be had: without it the server goes on
+            try:
+                return interrupts.get(timeout=_AGAIN)
+            except queue.Empty:
+                continue
         try:
             reason = await_reason(interrupts)
         finally:

@@ -77,6 +77,11 @@ class Places:
             self._leaving.discard(holder)
             return not leaving
 
+    def is_leaving(self, holder: Holder) -> bool:
+        """Whether a connection has been asked to end."""
+        with self._changed:
+            return holder in self._leaving
+
     def _make_room(self) -> None:
         """Ask as many connections to end as there are places wanted, if there are such."""
         while self._wanted > self._free + len(self._leaving):

@@ -120,14 +120,26 @@ class Routes:
         wait_for: WaitFor,
     ) -> Response:
         request = parse_run_request(body)
-        future = self._bridge.submit(run(request))
+        ended: list[Outcome | int] = []
+
+        async def run_to_its_end() -> Outcome | int:
+            ended.append(await run(request))
+            return ended[0]
+
+        async def note_unheard() -> None:
+            for outcome in ended:
+                if isinstance(outcome, Outcome):
+                    await self._service.note_unheard(request, outcome)
+
+        future = self._bridge.submit(run_to_its_end())
         try:
             wait_for(future)
             outcome = future.result()
         except BaseException:
-            # The client has gone, or we end. The job may have ended at this very moment.
-            if not future.cancel() and future.exception() is None:
-                self._note_unheard(request, future.result())
+            # The client has gone, or we end. The job may have ended at this very moment, which the
+            # future does not know before the loop has told it.
+            future.cancel()
+            self._bridge.submit(note_unheard())
             raise
         if isinstance(outcome, int):
             return json_response({"host": outcome}, status=202)

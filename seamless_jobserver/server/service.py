@@ -55,6 +55,10 @@ _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
 
 
+FAILURE_MEMORY: Final = 3.0
+"""Seconds; a client sends a job that has failed again at once, four times."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How jobs are treated; times in seconds.
@@ -67,7 +71,7 @@ class Policy:
     input_timeout: float
     reclaim_canceled: bool = False
     job_timeout: float | None = None
-    failure_memory: float = 3.0
+    failure_memory: float = FAILURE_MEMORY
     abandoned_after: float = 60.0
 
 
@@ -146,6 +150,8 @@ class Service:
         """Note how a job ended that the worker which asked for it has run."""
         job = self._table.hosted_job(number)
         if job is not None:
+            # That it began is said only once, and may not have been heard.
+            await self.start_hosted(number, "")
             self._end(job, _EVENTS[outcome.ending], outcome)
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:

@@ -43,6 +43,7 @@ from seamless_jobserver.transport.exceptions import (
     ServerTimeoutError,
     SocketTimeoutError,
 )
+from seamless_jobserver.transport.limits import within
 from seamless_jobserver.transport.request import (
     Origin,
     Target,
@@ -168,9 +169,14 @@ class ClientResponse:
         return (await self.read()).decode("utf-8")
 
     def close(self) -> None:
-        """Drop the connection when the body was not read; it has no agreed state then."""
+        """Drop the connection when the body was not read; it has no agreed state then.
+
+        Unless the whole body has come with the head, which short ones do: seamless-remote reads
+        few of them.
+        """
         if self._connection is not None:
-            self._connection.close()
+            if not self._connection.skip_body(self._framing):
+                self._connection.close()
             self._give_back()
 
     def _give_back(self) -> None:
@@ -313,9 +319,10 @@ class ClientSession:
     ) -> ClientResponse:
         head = http1.render_request(method, target.path, fields)
         origin = target.origin
-        if self._connector is None:
+        connector = self._connector
+        if connector is None:
             raise RuntimeError("Session is closed")
-        kept = self._connector.take(origin, self._own_loop.time())
+        kept = connector.take(origin, self._own_loop.time())
         while True:
             connection = kept or await self._connect(origin, limits)
             try:
@@ -349,7 +356,7 @@ class ClientSession:
         tls = self._tls if origin.secure else None
         opening = self._own_loop.create_connection(Connection, origin.host, origin.port, ssl=tls)
         try:
-            _, connection = await asyncio.wait_for(opening, limits.connecting)
+            _, connection = await within(limits.connecting, opening)
         except OSError as error:
             # A timeout is an OSError too from Python 3.11 on; only ours carries no number.
             if isinstance(error, asyncio.TimeoutError) and error.errno is None:
@@ -360,7 +367,8 @@ class ClientSession:
         return connection
 
     def _release(self, origin: Origin, connection: Connection) -> None:
-        if self._connector is not None and connection.usable:
-            self._connector.keep(origin, connection, self._own_loop.time())
+        connector = self._connector  # another thread can take it away: see `detach`
+        if connector is not None and connection.usable:
+            connector.keep(origin, connection, self._own_loop.time())
         else:
             connection.close()

@@ -165,6 +165,13 @@ class Connection(asyncio.BufferedProtocol):
             return self._take(len(self._pending))
         return await self._read_exactly(framing.length, patience)
 
+    def skip_body(self, framing: http1.BodyFraming) -> bool:
+        """Pass over the body of the response whose head was just read, if all of it is here."""
+        if framing.chunked or framing.length is None or len(self._pending) < framing.length:
+            return False
+        del self._pending[: framing.length]
+        return True
+
     def _note_persistence(self, head: http1.ResponseHead) -> http1.ResponseHead:
         if not head.keep_alive:
             self.reusable = False

@@ -16,6 +16,7 @@ class Connector:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._idle: dict[Origin, list[Connection]] = {}
+        self._closed = False
 
     def take(self, origin: Origin, now: float) -> Connection | None:
         """Return a kept connection to `origin` that is still good, or None."""
@@ -29,6 +30,9 @@ class Connector:
 
     def keep(self, origin: Origin, connection: Connection, now: float) -> None:
         """Keep `connection` for the next request to `origin`, and drop those kept too long."""
+        if self._closed:
+            connection.close()
+            return
         connection.idle_since = now
         kept = self._idle.setdefault(origin, [])
         for stale in [old for old in kept if not old.usable or now - old.idle_since >= KEPT_ALIVE]:
@@ -37,7 +41,8 @@ class Connector:
         kept.append(connection)
 
     def drop_all(self) -> None:
-        """Close every kept connection; to be called on the loop."""
+        """Close every kept connection, and those that would be kept; to be called on the loop."""
+        self._closed = True
         for kept in self._idle.values():
             for connection in kept:
                 connection.close()

@@ -6,7 +6,7 @@ import io
 import json as _json
 import zlib
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from seamless_jobserver import __version__
 from seamless_jobserver.transport.exceptions import ClientPayloadError, InvalidURL
@@ -53,7 +53,7 @@ def parse_url(url: str) -> Target:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     fields = {"Host": host if port is None else f"{host}:{port}"}
     if parts.username is not None:
-        pair = f"{parts.username}:{parts.password or ''}".encode()
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         fields["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:

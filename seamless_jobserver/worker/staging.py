@@ -33,7 +33,8 @@ from seamless_remote import buffer_remote
 
 from seamless_jobserver.messages import Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
-from seamless_jobserver.worker.lane import CutOff, Lane, Result, together, within
+from seamless_jobserver.transport.limits import within
+from seamless_jobserver.worker.lane import CutOff, Lane, Result, together
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
 from seamless_jobserver.worker.readfolders import ReadFolders
@@ -236,26 +237,35 @@ async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer
     if buffer is not None:
         return buffer
     loop = asyncio.get_running_loop()
+    fault: Exception | None = None
     pause = _FIRST_PAUSE
     while True:
         try:
             return await within(deadline - loop.time(), buffer_remote.get_buffer(checksum))
         except asyncio.TimeoutError:
-            raise await _explain_wait(need, timeout) from None
+            raise await _explain_wait(need, timeout, fault) from fault
         except Exception as error:
             if loop.time() + pause >= deadline:
-                raise StoreUnavailable(
-                    f"Input {need.name} ({need.checksum}) could not be fetched for "
-                    f"{timeout:g} s: {type(error).__name__}: {error}\n"
-                    "The hashserver is away, or refuses this jobserver. Run the workflow again "
-                    "when it is back.\n"
-                ) from error
+                raise _away(need, timeout, error) from error
+            fault = error
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-async def _explain_wait(need: Need, timeout: float) -> Exception:
-    """Return why the store has not answered in time for `need`: a promise, or itself."""
+def _away(need: Need, timeout: float, fault: Exception) -> Exception:
+    return StoreUnavailable(
+        f"Input {need.name} ({need.checksum}) could not be fetched for {timeout:g} s: "
+        f"{type(fault).__name__}: {fault}\n"
+        "The hashserver is away, or refuses this jobserver. Run the workflow again when it is "
+        "back.\n"
+    )
+
+
+async def _explain_wait(need: Need, timeout: float, fault: Exception | None) -> Exception:
+    """Return why the store has not answered in time for `need`: a promise, or itself.
+
+    `fault` is what an attempt before has met, if it has.
+    """
     checksum = seamless.Checksum(need.checksum)
     try:
         (known,) = await asyncio.wait_for(
@@ -263,6 +273,8 @@ async def _explain_wait(need: Need, timeout: float) -> Exception:
         )
     except asyncio.TimeoutError:
         known = None
+    except Exception as error:  # noqa: BLE001 - seamless-remote passes on whatever it met
+        known, fault = None, fault or error
     if known:
         return InputUndelivered(
             f"Input not delivered (pin: checksum):\n  {need.name}: {need.checksum}\n"
@@ -271,6 +283,8 @@ async def _explain_wait(need: Need, timeout: float) -> Exception:
             "the workflow again, so that it is uploaded. (--input-timeout of the jobserver "
             "says how long it waits.)\n"
         )
+    if fault is not None:
+        return _away(need, timeout, fault)
     return StoreUnavailable(
         f"Input {need.name} ({need.checksum}) could not be fetched: the hashserver has not "
         f"answered for {timeout:g} s. Run the workflow again when it does.\n"
