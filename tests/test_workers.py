@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import struct
+import subprocess
 import sys
 import unittest
 from concurrent.futures import BrokenExecutor
@@ -12,7 +13,7 @@ from unittest import mock
 from seamless_jobserver.messages import WorkerProgram
 from seamless_jobserver.server import workers
 from seamless_jobserver.server.workers import Worker
-from tests.stack import PATIENCE, temporary_directory
+from tests.stack import PATIENCE, ROOT, temporary_directory
 from tests.test_service import request
 from tests.test_slots import SETTINGS
 
@@ -28,6 +29,40 @@ def die_while_answering(_request, _path, _patience):
         frame = frame.f_back
     os.write(frame.f_locals["result_queue"]._writer.fileno(), struct.pack("!i", 100_000) + b"\x80")
     os._exit(3)
+
+
+FULL_DISK = """
+import sys
+from seamless_jobserver.progress import Phase, Progress
+directory = sys.argv[1]
+with open(directory + '/filler', 'wb', buffering=0) as filler:
+    try:
+        while filler.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+try:
+    Progress(directory, create=True).enter(Phase.RUNNING)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@unittest.skipUnless(os.geteuid() == 0, "root alone can mount a disk")
+class NoSpace(unittest.TestCase):
+    def test_the_disk_in_memory_being_full_is_an_error_and_no_signal(self):
+        with temporary_directory() as directory:
+            mount = 'mount -t tmpfs -o size=64k none "$0" && exec "$@"'
+            python = [sys.executable, "-c", FULL_DISK, str(directory)]
+            tried = subprocess.run(
+                ["unshare", "--mount", "sh", "-c", mount, str(directory), *python],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        self.assertEqual((tried.returncode, tried.stdout), (0, "No space left on device\n"))
 
 
 class Death(unittest.IsolatedAsyncioTestCase):
