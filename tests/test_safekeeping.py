@@ -19,6 +19,7 @@ import seamless  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest  # noqa: E402
 from seamless_jobserver.worker.safekeeping import Safekeeping  # noqa: E402
+from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request, temporary_directory  # noqa: E402
 
 SENT = run_request({"__language__": "python", "__output__": ["result", "bytes", None]})
@@ -57,6 +58,14 @@ class Kept(unittest.TestCase):
         (stored,) = self.staging.store.call_args.args[0]
         self.assertEqual(stored.content, RESULT.content)
         self.assertIsNone(self.safekeeping.find(REQUEST))
+
+    def test_when_the_store_is_still_away_it_stays_kept_and_its_caller_is_told_where(self):
+        kept = self.keep()
+        self.staging.store.side_effect = StoreUnavailable("No store.\n")
+        with self.assertRaises(StoreUnavailable) as caught:
+            self.safekeeping.deliver(kept, self.staging)
+        self.assertIn(f"seamless-jobserver upload {kept.path}\n", str(caught.exception))
+        self.assertIsNotNone(self.safekeeping.find(REQUEST))
 
     def test_one_that_has_not_what_record_mode_wants_is_not_for_it(self):
         self.keep()

@@ -7,8 +7,9 @@ keeps the modules that it was given, while a job that says ``import aiohttp`` fi
 package where it is installed, and gets an ordinary ImportError where it is not.
 
 The stand-ins are used whether or not the real packages are there, so that one path is tested.
-They cover what seamless-remote 0.4 uses, and `tests.transport` runs one suite over them and over
-real aiohttp. Left out, because nothing here asks for it: redirects, cookies, proxies, streaming.
+They cover what seamless-remote 0.4 uses, and `tests.test_transport` runs one suite over them and
+over real aiohttp. Left out, because nothing here asks for it: redirects, cookies, proxies,
+streaming.
 """
 
 import importlib

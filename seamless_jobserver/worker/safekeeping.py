@@ -11,7 +11,7 @@ from seamless import Buffer
 
 from seamless_jobserver import spool
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
-from seamless_jobserver.worker.staging import Staging
+from seamless_jobserver.worker.staging import Staging, StoreUnavailable
 
 
 class Safekeeping:
@@ -48,7 +48,11 @@ class Safekeeping:
             if buffer.get_checksum().hex() != name:
                 return None
             buffers.append(buffer)
-        staging.store(buffers)
+        try:
+            staging.store(buffers)
+        except StoreUnavailable as error:
+            # Of the answers that a client gets it shows the last, which may be this one.
+            raise StoreUnavailable(f"{error}{_advice(kept.path)}") from error
         spool.remove(kept.path)
         return Outcome(
             Ending.RESULT,
@@ -87,11 +91,7 @@ class Safekeeping:
                 f"Nor could the result be kept in {self._spool} ({error}): it is lost. "
                 "Run the workflow again when the store is back.\n"
             )
-        return (
-            f"The result is kept on this machine, in {path}\n"
-            "When the store is back, either run the workflow again, which then finds it, or "
-            f"upload it with: seamless-jobserver upload {path}\n"
-        )
+        return _advice(path)
 
 
 class KeptResult:
@@ -100,6 +100,14 @@ class KeptResult:
     def __init__(self, path: Any, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+
+
+def _advice(path: Any) -> str:
+    return (
+        f"The result is kept on this machine, in {path}\n"
+        "When the store is back, either run the workflow again, which then finds it, or "
+        f"upload it with: seamless-jobserver upload {path}\n"
+    )
 
 
 def _writable_urls(clients: Any) -> list[str]:
