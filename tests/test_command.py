@@ -451,16 +451,18 @@ class Ending(WithDirectory):
             "    sys.exit(cli.main())\n"
         )
         arguments = ("--port", "0", "--host", "127.0.0.1", "--workers", "1", "--grace", "0.1")
-        with subprocess.Popen(
+        server = subprocess.Popen(
             [str(JOBSERVER_PYTHON), str(program), *arguments], stdout=subprocess.PIPE, text=True
-        ) as server:
-            self.addCleanup(server.kill)
-            ready = next(line for line in server.stdout if "is ready (pid" in line)
-            worker = int(ready.rpartition(" ")[2].rstrip(")\n"))
-            os.kill(worker, signal.SIGSTOP)
-            self.addCleanup(os.kill, worker, signal.SIGKILL)
-            server.terminate()
-            self.assertEqual(server.wait(PATIENCE), 0)
+        )
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait, PATIENCE)
+        self.addCleanup(server.kill)
+        ready = next(line for line in server.stdout if "is ready (pid" in line)
+        worker = int(ready.rpartition(" ")[2].rstrip(")\n"))
+        os.kill(worker, signal.SIGSTOP)
+        self.addCleanup(os.kill, worker, signal.SIGKILL)
+        server.terminate()
+        self.assertEqual(server.wait(PATIENCE), 0)
         self.assertTrue(os.path.exists(f"/proc/{worker}"))
 
     def test_a_signal_during_the_start_ends_it_too(self):

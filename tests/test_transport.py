@@ -16,8 +16,8 @@ from unittest import mock
 from seamless_jobserver.transport import aiofiles_standin, aiohttp_standin, connection
 from seamless_jobserver.transport.connector import Connector
 from seamless_jobserver.transport.frozendict_standin import frozendict
-from seamless_jobserver.transport.limits import within
 from seamless_jobserver.transport.request import Origin
+from seamless_jobserver.worker.lane import within
 from tests.scripted_server import OK, Peer, ScriptedServer
 from tests.stack import ROOT, free_port, temporary_directory
 
@@ -146,6 +146,17 @@ class Limits(unittest.IsolatedAsyncioTestCase):
         event.set_result(1)
         task.cancel()
         with self.assertRaises(asyncio.CancelledError):
+            await task
+
+    async def test_a_cancellation_in_the_turn_in_which_the_time_is_over_is_not_lost(self):
+        never = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(within(0.01, self.wait(never)))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, task.cancel)
+        threading.Event().wait(0.05)  # both are due
+        # Before Python 3.11 a task does not know how often it was canceled.
+        knows = hasattr(asyncio.Task, "cancelling")
+        with self.assertRaises(asyncio.CancelledError if knows else asyncio.TimeoutError):
             await task
 
 

@@ -147,9 +147,8 @@ class JobHTTPServer(ThreadingHTTPServer):
         """Accept what has come so far and nothing more, until `start` is called again."""
         self._turn(_Mode.HALTED)
         if self._acceptor is not None:
-            self.shutdown()
             with self._turned:
-                self._turned.wait_for(lambda: self._parked)
+                self._turned.wait_for(lambda: self._parked, _PARKED)
         self.accept_waiting()
 
     def accept_waiting(self) -> int:
@@ -169,7 +168,6 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._turn(_Mode.ENDED)
         acceptor, self._acceptor = self._acceptor, None
         if acceptor is not None:
-            self.shutdown()
             acceptor.join()
         for request, _ in self._held:
             self.shutdown_request(request)
@@ -217,17 +215,36 @@ class JobHTTPServer(ThreadingHTTPServer):
             return self._turned.wait_for(lambda: self._mode is not _Mode.ACCEPTING, seconds)
 
     def _accept(self) -> None:
-        while self._next_mode() is _Mode.ACCEPTING:
-            held, self._held = self._held, []
-            for request, client_address in held:
-                self._begin(request, client_address)
-            self.serve_forever(_LOOK)
+        try:
+            while self._next_mode() is _Mode.ACCEPTING:
+                self.timeout = _LOOK
+                held, self._held = self._held, []
+                for request, client_address in held:
+                    self._begin_again(request, client_address)
+                # Not `serve_forever`: `shutdown` waits without a limit if that has not begun yet.
+                while not self._over_within(0):
+                    self.handle_request()
+                    self.service_actions()
+        finally:
+            # Also after an error of ours: who waits for the acceptor is not to wait for ever.
+            self._note_parked()
 
-    def _next_mode(self) -> "_Mode":
-        """Park the acceptor for as long as it is halted."""
+    def _begin_again(self, request: Any, client_address: Any) -> None:
+        try:
+            self._begin(request, client_address)
+        except Exception:  # noqa: BLE001 - one of them is not to cost the others
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
+
+    def _note_parked(self) -> None:
         with self._turned:
             self._parked = True
             self._turned.notify_all()
+
+    def _next_mode(self) -> "_Mode":
+        """Park the acceptor for as long as it is halted."""
+        self._note_parked()
+        with self._turned:
             while not self._turned.wait_for(lambda: self._mode is not _Mode.HALTED, _PARKED):
                 continue
             self._parked = False

@@ -43,7 +43,6 @@ from seamless_jobserver.transport.exceptions import (
     ServerTimeoutError,
     SocketTimeoutError,
 )
-from seamless_jobserver.transport.limits import within
 from seamless_jobserver.transport.request import (
     Origin,
     Target,
@@ -197,10 +196,13 @@ class _Pending:
         self._response: ClientResponse | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expired = False
+        self._cancellations = 0
 
     async def __aenter__(self) -> ClientResponse:
         if self._total is not None:
             task = asyncio.current_task()
+            if task is not None and hasattr(task, "cancelling"):
+                self._cancellations = task.cancelling()
             self._expiry = self._session._own_loop.call_later(self._total, self._expire, task)
         try:
             self._response = await self._send()
@@ -238,9 +240,9 @@ class _Pending:
         self._disarm()
         if self._expired:
             task = asyncio.current_task()
-            if task is not None and hasattr(task, "uncancel"):
-                task.uncancel()
-            raise asyncio.TimeoutError from None
+            canceled = task.uncancel() if task is not None and hasattr(task, "uncancel") else 0
+            if canceled <= self._cancellations:  # else somebody else has canceled it too
+                raise asyncio.TimeoutError from None
 
 
 class ClientSession:
@@ -354,17 +356,23 @@ class ClientSession:
         if origin.secure and self._tls is None:
             self._tls = ssl.create_default_context()
         tls = self._tls if origin.secure else None
-        opening = self._own_loop.create_connection(Connection, origin.host, origin.port, ssl=tls)
+        opening = asyncio.ensure_future(
+            self._own_loop.create_connection(Connection, origin.host, origin.port, ssl=tls)
+        )
         try:
-            _, connection = await within(limits.connecting, opening)
+            # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes in the
+            # turn of the loop in which the connection is made.
+            await asyncio.wait({opening}, timeout=limits.connecting)
+        except BaseException:
+            _abandon(opening)
+            raise
+        if not opening.done():
+            _abandon(opening)
+            raise ConnectionTimeoutError(f"Connection timeout to host {origin}")
+        try:
+            return opening.result()[1]
         except OSError as error:
-            # A timeout is an OSError too from Python 3.11 on; only ours carries no number.
-            if isinstance(error, asyncio.TimeoutError) and error.errno is None:
-                raise ConnectionTimeoutError(f"Connection timeout to host {origin}") from None
             raise ClientConnectorError(str(origin), error) from error
-        except asyncio.TimeoutError:
-            raise ConnectionTimeoutError(f"Connection timeout to host {origin}") from None
-        return connection
 
     def _release(self, origin: Origin, connection: Connection) -> None:
         connector = self._connector  # another thread can take it away: see `detach`
@@ -372,3 +380,14 @@ class ClientSession:
             connector.keep(origin, connection, self._own_loop.time())
         else:
             connection.close()
+
+
+def _abandon(opening: "asyncio.Future[tuple[asyncio.Transport, Connection]]") -> None:
+    """Have nothing left of a connection that nobody waits for any more."""
+
+    def close(opened: "asyncio.Future[tuple[asyncio.Transport, Connection]]") -> None:
+        if not opened.cancelled() and opened.exception() is None:
+            opened.result()[1].close()
+
+    opening.cancel()
+    opening.add_done_callback(close)

@@ -33,8 +33,7 @@ from seamless_remote import buffer_remote
 
 from seamless_jobserver.messages import Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
-from seamless_jobserver.transport.limits import within
-from seamless_jobserver.worker.lane import CutOff, Lane, Result, together
+from seamless_jobserver.worker.lane import CutOff, Lane, Result, together, within
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
 from seamless_jobserver.worker.readfolders import ReadFolders
