@@ -2,13 +2,14 @@
 
 import errno
 import os
+import queue
 import socket
 import threading
 import time
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server import ending
+from seamless_jobserver.server import ending, lifecycle
 from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.ending import is_unused
 from seamless_jobserver.server.http import JobHTTPServer
@@ -210,6 +211,24 @@ class AtTheVeryMoment(unittest.TestCase):
         with self.activity.ongoing():
             self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
         self.ask(self.connect())
+
+
+class Ends(unittest.TestCase):
+    def test_without_a_thread_for_the_timer_a_server_goes_on_until_it_is_told_to_end(self):
+        interrupts, tries = queue.SimpleQueue(), []
+
+        def start(timer):
+            tries.append(timer)
+            if len(tries) == 2:
+                interrupts.put(ending.Reason("somebody said so"))
+            raise RuntimeError("can't start new thread")
+
+        with (
+            mock.patch.object(IdleTimer, "start", start),
+            mock.patch.object(lifecycle, "_AGAIN", 0.01),
+        ):
+            reason = lifecycle._await_end(mock.Mock(), Activity(), interrupts, 5.0)
+        self.assertEqual((reason.text, len(tries)), ("somebody said so", 2))
 
 
 class Timers(unittest.TestCase):

@@ -158,7 +158,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         for _ in range(BACKLOG):
             accepted = self.counts[1]
             self.handle_request()
-            if self.counts[1] == accepted:
+            if self.counts[1] == accepted or self.holds:
                 break
         return self.counts[1] - before
 

@@ -65,7 +65,7 @@ _PACKAGES: Final = {
 }
 
 _AGAIN: Final = 1.0
-"""Seconds until a thread for the idle timer is asked for again."""
+"""Seconds until the idle timer is started again."""
 _NO_THREAD: Final = "can't start new thread"
 """What `threading` says when there is none to be had; the exception is no kind of its own."""
 
@@ -242,17 +242,17 @@ def _await_end(
         timer = IdleTimer(timeout, activity, lambda: interrupts.put(expired))
         try:
             timer.start()
-        except RuntimeError:  # no thread to be had: without it the server goes on
-            try:
-                return interrupts.get(timeout=_AGAIN)
-            except queue.Empty:
-                continue
-        try:
             reason = await_reason(interrupts)
+            if not reason.idle or is_unused(http, activity, timeout):
+                return reason
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+            # There is none to be had for the timer. Without it the server goes on.
+            with suppress(queue.Empty):
+                return interrupts.get(timeout=_AGAIN)
         finally:
             timer.close()
-        if not reason.idle or is_unused(http, activity, timeout):
-            return reason
 
 
 def _access_rules(settings: Settings) -> AccessRules:
