@@ -152,13 +152,7 @@ class Store:
         self.buffers.mkdir(parents=True)
         self._directory = directory
         self._hashserver = self._start_hashserver("--port-range", "20000", "29999")
-        flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900"]
-        flags += ["--port-range", "20000", "29999"]
-        self._database = Service(
-            [str(TESTS_BIN / "seamless-database"), str(directory / "seamless.db"), *flags],
-            directory / "database",
-            {},
-        )
+        self._database = self._start_database("--port-range", "20000", "29999")
         try:
             self.hashserver_port = self._hashserver.wait_running()
             self.database_port = self._database.wait_running()
@@ -172,6 +166,15 @@ class Store:
         return Service(
             [str(TESTS_BIN / "hashserver"), str(self.buffers), *flags],
             self._directory / "hashserver",
+            {},
+        )
+
+    def _start_database(self, *ports: str) -> Service:
+        flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]
+        file = self._directory / "seamless.db"
+        return Service(
+            [str(TESTS_BIN / "seamless-database"), str(file), *flags],
+            self._directory / "database",
             {},
         )
 
@@ -197,6 +200,11 @@ class Store:
             return False
 
         wait_until(answers, "the hashserver answers")
+
+    def restart_database(self) -> None:
+        """Start the database again, at the port that it had."""
+        self._database = self._start_database("--port", str(self.database_port))
+        self._database.wait_running()
 
     def signal_hashserver(self, number: signal.Signals) -> None:
         self._hashserver.process.send_signal(number)

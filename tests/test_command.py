@@ -217,6 +217,12 @@ class Listening(WithDirectory):
             server.log.splitlines()[0], f"Welcome to the Seamless jobserver on 127.0.0.1:{port}"
         )
 
+    def test_a_body_may_be_as_large_as_it_is_told(self):
+        server = self.start("--max-body", "1M")
+        for size, status in ((2**20, 400), (2**20 + 1, 413)):
+            answer = server.request("GET", "/run-transformation", size * b"x")
+            self.assertEqual(answer.status, status, answer.text)
+
     def test_a_port_is_chosen_from_the_range(self):
         port = free_port()
         server = self.start("--port-range", str(port), str(port))

@@ -23,6 +23,7 @@ import aiohttp
 from seamless_jobserver.processtree import ProcessId
 from seamless_jobserver.server.workers import TERMINATION_LIMIT
 from tests.constants import constants
+from tests.machine import stretched
 from tests.scripted_server import ScriptedServer
 from tests.stack import (
     JOBSERVER,
@@ -278,6 +279,9 @@ class DyingWorkers(Faults):
                 os.kill(self.worker_pids(server)[0], signal.SIGKILL)
             self.assertEqual(answer.result(PATIENCE).status, 503)
         self.assertIn("tried 2 times", answer.result().text)
+        # Which says nothing about the job, and is not remembered.
+        self.store.put(b"never")
+        self.assertEqual(self.value(server.run(request)), 1)
 
     def forget(self, checksum):
         for path in self.store.buffers.rglob(checksum):
@@ -407,6 +411,36 @@ class LostCallers(Faults):
         self.assertEqual(server.process.wait(PATIENCE), 0)
         self.assertIn("no activity for 5 s", server.log)
 
+    def test_a_database_that_comes_back_is_told_then(self):
+        server = self.lasting()
+        request = self.gated()
+        self.call_and_leave(server, request, self.runs)
+        wait_until(lambda: "nobody waits for it any more" in server.log, "the caller is missed")
+        self.store.kill_database()
+        try:
+            self.gate.touch()
+            wait_until(lambda: "its result is not in the database" in server.log, "it is tried")
+        finally:
+            self.store.restart_database()
+        wait_until(lambda: self.store.result_of(request["tf_checksum"]), "the database knows")
+        self.assertEqual(self.runs(), 1)
+
+    def test_a_queued_job_that_nobody_waits_for_is_dropped_after_a_while(self):
+        env = constants(self.home, {"server.lifecycle.ABANDONED_AFTER": 0.5})
+        server = self.start(env=env)
+        queued = self.traced("    return 2\n", a="queued")
+        about = f"job {queued['tf_checksum'][:12]}: "
+        with ThreadPoolExecutor(1) as caller:
+            blocking = caller.submit(server.run, self.gated())
+            self.await_run()
+            self.call_and_leave(server, queued, lambda: f"{about}received" in server.log)
+            wait_until(lambda: f"{about}lost" in server.log, "it is dropped")
+            self.assertIn("all its callers had gone", server.log)
+            self.gate.touch()
+            self.assertEqual(self.value(blocking.result(PATIENCE)), 1)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=21, b=4))), 25)
+        self.assertEqual(self.runs(), 1)
+
     def test_a_database_that_is_away_or_hangs_costs_the_record_and_neither_result_nor_slot(self):
         hanging = ScriptedServer(unanswering)
         self.addCleanup(hanging.close)
@@ -514,6 +548,30 @@ class Reclaiming(Faults):
             self.assertIn("canceled", answer.result(PATIENCE).text)
         wait_until(lambda: not any(process.alive for process in processes), "all of it is gone")
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=3, b=4))), 7)
+
+    def test_a_canceled_job_and_what_it_has_started_are_asked_to_end_first(self):
+        server = self.lasting("--reclaim-canceled", workers=2)
+        child = (
+            "import os, signal, sys, time\n"
+            "def end(*_): os.close(os.open(sys.argv[1] + '.child', os.O_CREAT)); os._exit(0)\n"
+            "signal.signal(signal.SIGTERM, end)\nprint('ready', flush=True)\ntime.sleep(600)\n"
+        )
+        rest = (
+            "    import signal, subprocess, sys\n"
+            f"    asked = {str(self.home / 'asked')!r}\n"
+            "    signal.signal(signal.SIGTERM, lambda *_: open(asked, 'w').close())\n"
+            f"    child = subprocess.Popen([sys.executable, '-c', {child!r}, asked],\n"
+            "        stdout=subprocess.PIPE, start_new_session=True)\n"
+            "    child.stdout.readline()\n"
+        )
+        request = self.traced(rest + TRACE.format(path=str(self.trace)) + "    time.sleep(600)\n")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run(2)
+            server.cancel(request["tf_checksum"])
+            self.assertIn("canceled", answer.result(PATIENCE).text)
+        for name in ("asked", "asked.child"):
+            wait_until((self.home / name).exists, f"{name} is there")
 
     def test_a_job_that_ignores_the_request_to_end_is_killed(self):
         server = self.lasting("--reclaim-canceled", workers=2)
@@ -757,9 +815,15 @@ class StoreAway(Faults):
         self.assertEqual(self.runs(), 1)
 
     def test_a_result_waits_for_a_store_whose_disk_is_full(self):
+        self.check_refused(507)
+
+    def test_a_result_waits_for_a_store_that_answers_500(self):
+        self.check_refused(500)
+
+    def check_refused(self, status):
         front, parameters = self.front()
         _, _, answer = self.begin(parameters=parameters)
-        front.refusals = {"PUT": 507}
+        front.refusals = {"PUT": status}
         self.gate.touch()
         # More than one attempt of ours: seamless-remote repeats each five times by itself.
         wait_until(lambda: front.seen > 12, "it has been tried")
@@ -958,6 +1022,14 @@ class Provenance(Faults):
             transformation_buffer(request["transformation_dict"]),
         )
 
+    def test_what_does_not_count_for_its_checksum_is_no_part_of_it(self):
+        server = self.lasting()
+        request = self.traced("    return 1\n")
+        buffer = transformation_buffer(request["transformation_dict"])
+        request["transformation_dict"]["__meta__"] = {"by": "somebody"}
+        self.value(server.run(request))
+        self.assertEqual(self.store.get(request["tf_checksum"]), buffer)
+
     def test_the_transformation_itself_is_stored_when_its_result_is_scratch(self):
         server = self.start()
         # A result of no other test: they share the store.
@@ -1091,11 +1163,14 @@ class Shutdown(Faults):
             self.await_run()
             second = callers.submit(server.run, queued)
             wait_until(lambda: queued["tf_checksum"][:12] in server.log, "it is queued")
+            begun = time.monotonic()
             server.process.terminate()
             for answer in (first, second):
                 self.assertEqual(answer.result(PATIENCE).status, 503)
                 self.assertIn("shut", answer.result().text)
             server.process.wait(PATIENCE)
+            # The grace, and 5 s for all the rest.
+            self.assertLess(time.monotonic() - begun, stretched(5.2, 20))
         for request in (running, queued):
             self.assertIn(f"job {request['tf_checksum'][:12]}: lost", server.log)
 

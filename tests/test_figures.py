@@ -47,6 +47,8 @@ class Defaults(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(policy[name], expected)
         self.assertEqual(connection.REQUEST_LIMIT, 30.0)
+        self.assertEqual(connection.IDLE_LIMIT, 75.0)
+        self.assertEqual(connection.PROCESSING_INTERVAL, 20.0)
 
 
 class Promptness(Faults):

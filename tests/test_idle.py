@@ -52,6 +52,24 @@ class Activities(unittest.TestCase):
         activity = Activity()
         with mock.patch.object(time, "time", return_value=4e9):
             self.assertLess(activity.idle_seconds(), 60)
+        self.assertIs(activity._clock, time.monotonic)
+
+    def test_a_machine_that_was_suspended_has_not_been_idle_meanwhile(self):
+        # CLOCK_MONOTONIC stands still then (clock_gettime(2)), and CLOCK_BOOTTIME would not.
+        clock = time.get_clock_info("monotonic")
+        self.assertEqual(clock.implementation, "clock_gettime(CLOCK_MONOTONIC)")
+        # A timer that fires all the same, since it was due meanwhile, looks at that clock.
+        clock, expired = Clock(), threading.Event()
+        activity, looked = Activity(clock), threading.Event()
+        idle = activity.idle_seconds
+        activity.idle_seconds = lambda: (looked.set(), idle())[1]
+        timer = IdleTimer(0.05, activity, expired.set)
+        self.addCleanup(timer.close)
+        timer.start()
+        self.assertTrue(looked.wait(20))
+        self.assertFalse(expired.wait(0.5))
+        clock.now += 0.06
+        self.assertTrue(expired.wait(20))
 
     def test_who_only_watches_does_not_put_the_end_off(self):
         clock = Clock()

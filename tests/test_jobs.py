@@ -124,6 +124,16 @@ class Sharing(unittest.TestCase):
         same = {"__meta__": {"a": 1}}
         self.assertIs(table.join_or_add(request(dunder=same, strict_dunder=True))[0], job)
 
+    def test_of_two_runs_a_strict_request_joins_the_one_with_its_envelope(self):
+        table = JobTable()
+        scratch, _ = table.join_or_add(request(scratch=True))
+        stored, _ = table.join_or_add(request())
+        self.assertIs(table.join_or_add(request(strict_dunder=True))[0], stored)
+        strict = request(scratch=True, strict_dunder=True)
+        self.assertIs(table.join_or_add(strict)[0], scratch)
+        with self.assertRaises(EnvelopeConflict):
+            table.join_or_add(request(dunder={"__meta__": {"a": 1}}, strict_dunder=True))
+
     def test_a_new_request_after_a_cancel_is_a_new_job(self):
         table = JobTable()
         job, _ = table.join_or_add(request())

@@ -3,6 +3,7 @@
 import json
 import pickle
 import unittest
+from unittest import mock
 
 from seamless_jobserver.errors import InvalidJSON, InvalidPayload
 from seamless_jobserver.server.payload import parse_checksum, parse_run_request
@@ -130,6 +131,17 @@ class RunRequests(unittest.TestCase):
             with self.assertRaises(InvalidPayload) as caught:
                 parse_run_request(json.dumps(value).encode())
             self.assertLess(len(str(caught.exception)), 300)
+
+    def test_more_values_than_can_be_parsed_in_a_moment_are_refused_before(self):
+        for value in ("[],", "1,", '{"a":1},'):
+            body = b"[" + value.encode() * 1_000_001 + b"1]"
+            with (
+                self.subTest(value),
+                mock.patch.object(json, "loads") as parse,
+                self.assertRaisesRegex(InvalidJSON, "over 1,000,000 values"),
+            ):
+                parse_run_request(body)
+            parse.assert_not_called()
 
     def test_what_is_nested_so_deeply_that_a_worker_could_not_be_sent_it_is_refused(self):
         whole = json.dumps(payload(tf_dunder={"__meta__": {"deep": 0}}))

@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import threading
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from seamless_jobserver.processtree import ProcessId
 from tests.stack import (
@@ -244,10 +246,14 @@ class Failures(OnOneServer):
         request = self.store.request(ADD, a=1, b=2)
         missing = "de" * 32
         request["transformation_dict"]["b"][2] = missing
+        begun = time.monotonic()
         answer = self.server.run(request)
+        self.assertLess(time.monotonic() - begun, 30, "half of what a promised one is waited for")
         self.assertEqual(answer.status, 500)
         self.assertIn(f"  b: {missing}\n", answer.text)
         self.assertNotIn("Traceback", answer.text)
+        waited = f"job {request['tf_checksum'][:12]}: waiting for input"
+        self.assertNotIn(waited, self.server.log)
 
     def test_two_jobs_that_print_and_fail_at_once_each_show_their_own_output(self):
         code = (
@@ -476,7 +482,7 @@ class Queue(OnAStore):
         server = self.start(workers=2)
         gate = self.directory / "again"
         code = (
-            "def f(path):\n    import os, time\n"
+            "def f(path):\n    import os, time\n    open(path + '.runs', 'a').write('x')\n"
             "    while not os.path.exists(path): time.sleep(0.01)\n    return 'ran'\n"
         )
         request = self.store.request(code, path=str(gate))
@@ -489,6 +495,7 @@ class Queue(OnAStore):
             wait_until(lambda: server.job_status(request["tf_checksum"]) == "running", "again")
             gate.touch()
             self.assertEqual(self.value(second.result(PATIENCE)), "ran")
+        self.assertEqual(Path(f"{gate}.runs").read_text(), "xx")
 
 
 class Survival(OnAStore):

@@ -1,5 +1,6 @@
 """Results that no store would take: how they are kept, found again, and delivered."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
@@ -18,6 +19,7 @@ import_seamless_remote()
 import seamless  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest  # noqa: E402
+from seamless_jobserver.worker import staging  # noqa: E402
 from seamless_jobserver.worker.safekeeping import Safekeeping  # noqa: E402
 from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request, temporary_directory  # noqa: E402
@@ -31,6 +33,18 @@ OUTCOME = Outcome(
     runtime={"wall_time_seconds": 3600.0},
     extra={"probe_context": {"node": "n"}, "compilation_context": "c", "job_validation": {"v": 1}},
 )
+
+
+class Offers(unittest.TestCase):
+    def test_they_are_repeated_with_growing_pauses(self):
+        tries = mock.AsyncMock(side_effect=[*(12 * ["it refuses"]), None])
+        with (
+            mock.patch.object(staging, "_try_to_store", tries),
+            mock.patch.object(asyncio, "sleep", mock.AsyncMock()) as pause,
+        ):
+            asyncio.run(staging._store(RESULT, 600.0))
+        pauses = [call.args[0] for call in pause.await_args_list]
+        self.assertEqual(pauses, [min(0.02 * 2**number, 10.0) for number in range(12)])
 
 
 class Kept(unittest.TestCase):
@@ -66,6 +80,15 @@ class Kept(unittest.TestCase):
             self.safekeeping.deliver(kept, self.staging)
         self.assertIn(f"seamless-jobserver upload {kept.path}\n", str(caught.exception))
         self.assertIsNotNone(self.safekeeping.find(REQUEST))
+
+    def test_it_is_kept_in_the_users_own_state_by_itself(self):
+        for variables, place in (
+            ({"HOME": "/home/me"}, "/home/me/.local/state/seamless-jobserver/spool"),
+            ({"HOME": "/home/me", "XDG_STATE_HOME": "/state"}, "/state/seamless-jobserver/spool"),
+            ({"SEAMLESS_JOBSERVER_SPOOL": "/spool"}, "/spool"),
+        ):
+            with mock.patch.dict(os.environ, variables, clear=True):
+                self.assertEqual(str(spool.spool_directory()), place)
 
     def test_one_that_has_not_what_record_mode_wants_is_not_for_it(self):
         self.keep()

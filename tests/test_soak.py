@@ -192,7 +192,6 @@ class Soak:
     def look(self):
         pids = [self.server.process.pid, *self.workers()]
         below = descendants(self.server.process.pid)
-        (private,) = self.temporary.glob("seamless-jobserver-*")
         return {
             **self.done,
             "server": memory(pids[0]),
@@ -200,7 +199,7 @@ class Soak:
             "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
             "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
             "processes": len(below),
-            "files": len(list(private.iterdir())),
+            "files": len(list(self.temporary.rglob("*"))),
             "shared memory": self.shared_memory(),
         }
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -54,6 +55,20 @@ except Exception as error:
     print("IT SAYS", error)
 """
     + END
+)
+ASKING = (
+    BEGIN
+    + """
+@direct
+def asked(path):
+    import os, time
+    while not os.path.exists(path): time.sleep(0.01)
+    return 7
+
+import os
+with open({pid!r}, "w") as file: file.write(str(os.getpid()))
+print("IT IS", asked({gate!r}))
+"""
 )
 WAITING = (
     BEGIN
@@ -164,6 +179,24 @@ class Workflows(OnACluster):
         self.assertIn("ZeroDivisionError: division by zero", text)
         self.assertIn("return a / b", text)
         self.assertIn("dividing 1 by 0", text)
+        # The client has sent it five times.
+        self.assertEqual(self.count(": failed"), 1)
+
+    def test_what_ended_after_its_script_was_killed_is_there_when_that_is_run_again(self):
+        gate, pid = self.directory / "asking-gate", self.directory / "pid"
+        script = ASKING.format(gate=str(gate), pid=str(pid))
+        with ThreadPoolExecutor(1) as caller:
+            killed = caller.submit(self.run_script, script)
+            try:
+                wait_until(self.running_jobs, "its job runs")
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+                self.assertEqual(killed.result(PATIENCE).returncode, -signal.SIGKILL)
+                wait_until(lambda: self.count("nobody waits for it any more"), "it is missed")
+            finally:
+                gate.touch()
+        wait_until(lambda: self.count("its result is in the database"), "it is recorded")
+        self.assertIn("IT IS 7", self.run_script(script).stdout)
+        self.assertEqual(self.count(" done in "), 1)
 
     def test_services_are_listed_and_stopped_by_seamless_own_commands(self):
         self.run_script(ten_jobs(5))

@@ -2,7 +2,8 @@
 
 A result whose callers have all gone is told to the database by a worker, which would otherwise be
 the caller's task. That takes a moment, and comes before the next job: whoever asks for the result
-meanwhile would have it computed again. A slot that has handed back a job is kept until the store
+meanwhile would have it computed again. A database that is away is told later, for as long as a
+result is offered to the store. A slot that has handed back a job is kept until the store
 has taken the result that it owes (`seamless_jobserver.receipts`).
 
 All of it runs on the event loop.
@@ -12,7 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.server.idle import Activity
@@ -21,49 +22,84 @@ from seamless_jobserver.server.slots import Slots
 
 _log = logging.getLogger(__name__)
 
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
 _UNHEARD: Final = 1000
 """Results without a caller that are kept in mind until a worker is free to record them."""
 
 
-class Errands:
-    """Owner of their tasks; `done` is called when one has freed its slot."""
+class _Unheard(NamedTuple):
+    """What the database is to be told, until when, and the pause before the next try."""
 
-    def __init__(self, activity: Activity, done: Callable[[], None]) -> None:
+    request: RunRequest
+    result: str
+    until: float
+    pause: float
+
+
+class Errands:
+    """Owner of their tasks."""
+
+    def __init__(self, activity: Activity, done: Callable[[], None], patience: float) -> None:
+        """`done` is called when one has freed its slot, and when there is one more.
+
+        The database is told of a result for `patience` seconds.
+        """
         self._activity = activity
         self._done = done
-        self._unheard: deque[tuple[RunRequest, Outcome]] = deque(maxlen=_UNHEARD)
+        self._patience = patience
+        self._unheard: deque[_Unheard] = deque(maxlen=_UNHEARD)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that nobody is there to record how a job has ended."""
-        if outcome.ending is Ending.RESULT and not request.scratch:
-            self._unheard.append((request, outcome))
+        one = self._to_tell(request, outcome)
+        if one is not None:
+            self._unheard.append(one)
 
     def send_out(self, slots: Slots) -> None:
         """Have idle slots record what nobody has heard, until one of the two runs out."""
         while self._unheard and (slot := slots.idle()) is not None:
             slot.reserve()
-            self._send(slot, self.record(slot, *self._unheard.popleft()))
+            self._send(slot, self._tell(slot, self._unheard.popleft()))
 
     def keep_until_settled(self, slot: Slot) -> None:
         """Keep a reserved slot from jobs until the store has taken the result that it owes."""
         self._send(slot, slot.settle())
 
     async def record(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
-        """Have the worker of a reserved slot tell the database of a result."""
-        if request.scratch or outcome.result_checksum is None:
-            return
-        problem = await slot.record(request, outcome.result_checksum)
-        about = {"job": request.checksum}
-        if problem is None:
-            _log.info("nobody waits: its result is in the database", extra=about)
-        else:
-            _log.warning("its result is not in the database: %s", problem, extra=about)
+        """Have the worker of a reserved slot tell the database of a result, now or later."""
+        one = self._to_tell(request, outcome)
+        if one is not None:
+            await self._tell(slot, one)
 
     def cancel(self) -> None:
         """Cancel all that is under way."""
         for task in self._tasks:
             task.cancel()
+
+    def _to_tell(self, request: RunRequest, outcome: Outcome) -> _Unheard | None:
+        if outcome.ending is not Ending.RESULT or request.scratch:
+            return None
+        if outcome.result_checksum is None:
+            return None
+        until = asyncio.get_running_loop().time() + self._patience
+        return _Unheard(request, outcome.result_checksum, until, _FIRST_PAUSE)
+
+    async def _tell(self, slot: Slot, one: _Unheard) -> None:
+        problem = await slot.record(one.request, one.result)
+        about = {"job": one.request.checksum}
+        if problem is None:
+            _log.info("nobody waits: its result is in the database", extra=about)
+            return
+        _log.warning("its result is not in the database: %s", problem, extra=about)
+        if asyncio.get_running_loop().time() + one.pause < one.until:
+            self._start(self._tell_later(one))
+
+    async def _tell_later(self, one: _Unheard) -> None:
+        await asyncio.sleep(one.pause)
+        self._unheard.append(one._replace(pause=min(2 * one.pause, _LONGEST_PAUSE)))
+        self._done()
 
     def _send(self, slot: Slot, work: Coroutine[Any, Any, None]) -> None:
         async def do() -> None:
@@ -74,6 +110,9 @@ class Errands:
                 slot.free()
                 self._done()
 
-        task = asyncio.ensure_future(do())
+        self._start(do())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the loop would not keep it from collection
         task.add_done_callback(self._tasks.discard)

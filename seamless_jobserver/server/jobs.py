@@ -132,9 +132,12 @@ class JobTable:
         `nested` says that a job asks for it. Raises `EnvelopeConflict`.
         """
         own = envelope(request)
-        for job in self._active.get(request.checksum, ()):
+        active = self._active.get(request.checksum, [])
+        if request.strict_dunder and active and all(job.envelope != own for job in active):
+            raise EnvelopeConflict(request.checksum)
+        for job in active:
             if request.strict_dunder and job.envelope != own:
-                raise EnvelopeConflict(request.checksum)
+                continue
             if job.host is not None and job.state is State.QUEUED:
                 continue
             if request.scratch or not job.request.scratch:

@@ -51,7 +51,7 @@ from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.overview import Overview, ServerFacts
 from seamless_jobserver.server.routes import Routes
-from seamless_jobserver.server.service import FAILURE_MEMORY, Policy, Service
+from seamless_jobserver.server.service import ABANDONED_AFTER, FAILURE_MEMORY, Policy, Service
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
@@ -186,6 +186,8 @@ def _serve(
             reclaim_canceled=settings.reclaim_canceled,
             job_timeout=settings.job_timeout,
             failure_memory=FAILURE_MEMORY,
+            abandoned_after=ABANDONED_AFTER,
+            record_for=settings.store_timeout,
         )
         service = Service(policy=policy, output=output, activity=activity)
         password = secrets.token_urlsafe(32)

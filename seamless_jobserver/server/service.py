@@ -57,6 +57,7 @@ _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending
 
 FAILURE_MEMORY: Final = 3.0
 """Seconds; a client sends a job that has failed again at once, four times."""
+ABANDONED_AFTER: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Policy:
     """How jobs are treated; times in seconds.
 
     `job_timeout` is None for no limit; `failure_memory` is for how long a failure is remembered;
-    `abandoned_after` for how long a queued job is kept that nobody waits for.
+    `abandoned_after` for how long a queued job is kept that nobody waits for, `record_for` for how
+    long a result without a caller is offered to a database that does not take it.
     """
 
     record: bool
@@ -72,7 +74,8 @@ class Policy:
     reclaim_canceled: bool = False
     job_timeout: float | None = None
     failure_memory: float = FAILURE_MEMORY
-    abandoned_after: float = 60.0
+    abandoned_after: float = ABANDONED_AFTER
+    record_for: float = 600.0
 
 
 class Service:
@@ -92,7 +95,7 @@ class Service:
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
         self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
-        self._errands = Errands(activity, self._dispatch)
+        self._errands = Errands(activity, self._dispatch, policy.record_for)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
     async def start(
