@@ -485,17 +485,18 @@ class Queue(OnAStore):
             "def f(path):\n    import os, time\n    open(path + '.runs', 'a').write('x')\n"
             "    while not os.path.exists(path): time.sleep(0.01)\n    return 'ran'\n"
         )
+        runs = Path(f"{gate}.runs")
         request = self.store.request(code, path=str(gate))
         with ThreadPoolExecutor(2) as callers:
             first = callers.submit(server.run, request)
-            wait_until(lambda: server.job_status(request["tf_checksum"]) == "running", "it runs")
+            wait_until(lambda: runs.exists() and runs.read_text(), "its code runs")
             server.cancel(request["tf_checksum"])
             self.assertIn("canceled", first.result(PATIENCE).text)
             second = callers.submit(server.run, request)
             wait_until(lambda: server.job_status(request["tf_checksum"]) == "running", "again")
             gate.touch()
             self.assertEqual(self.value(second.result(PATIENCE)), "ran")
-        self.assertEqual(Path(f"{gate}.runs").read_text(), "xx")
+        self.assertEqual(runs.read_text(), "xx")
 
 
 class Survival(OnAStore):
