@@ -565,6 +565,28 @@ class Survival(OnAStore):
                 wait_until(lambda all_=everything: not [p for p in all_ if p.alive], "all are gone")
                 caller.join(PATIENCE)
 
+    def test_a_process_that_its_job_has_stopped_keeps_no_other_alive(self):
+        # When the server dies, the kernel hangs up on groups that hold such a process.
+        started = self.directory / "stopped"
+        code = (
+            "def f(path):\n    import os, signal, subprocess, time\n"
+            "    stopped = subprocess.Popen(['sleep', '600'])\n"
+            "    others = [subprocess.Popen(['setsid', 'sleep', '600']) for _ in range(20)]\n"
+            "    os.kill(stopped.pid, signal.SIGSTOP)\n"
+            "    os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)\n"
+            "    open(path, 'w').close()\n    time.sleep(600)\n"
+        )
+        server = self.start()
+        request = self.store.request(code, path=str(started))
+        caller = threading.Thread(target=self.run_quietly, args=(server, request))
+        caller.start()
+        wait_until(started.exists, "the job has started its processes")
+        everything = server.everything_below()
+        self.assertGreaterEqual(len(everything), 22)
+        server.kill()
+        wait_until(lambda: not [one for one in everything if one.alive], "all are gone")
+        caller.join(PATIENCE)
+
     def run_quietly(self, server, request):
         with contextlib.suppress(OSError, ConnectionError):
             server.run(request)

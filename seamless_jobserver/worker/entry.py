@@ -40,7 +40,11 @@ def warm_up(settings: WorkerSettings, directory: str) -> str | None:
     """
     global _worker
     try:
-        os.setpgid(0, 0)  # out of reach of a Ctrl-C meant for the server
+        # A session of its own, out of reach of a Ctrl-C meant for the server. Not only a group:
+        # when the server dies, the kernel sends SIGHUP to one that is left alone in its session and
+        # has a stopped process in it (setpgid(2)). To end what a job has started we stop it first,
+        # and this process would die before it had killed them.
+        os.setsid()
         processtree.become_subreaper()
         threading.Thread(target=_follow_parent, name="jobserver-watcher", daemon=True).start()
         _worker = _Worker(settings, directory)
