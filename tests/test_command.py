@@ -346,6 +346,12 @@ class Workers(WithDirectory):
             "u.find_spec = lambda n, *a: None if n == 'seamless_transformer' else find(n, *a)\n"
             "from seamless_jobserver.cli import main; raise SystemExit(main())\n"
         )
+        result = self.start_and_fail(code)
+        self.assertEqual(result.stdout, "")
+        self.assertIn("missing on this machine: seamless-transformer", result.stderr)
+
+    def start_and_fail(self, code):
+        """Run the command as a program does that meddles with it; return what came of it."""
         path = self.directory / "status.json"
         path.write_text("{}")
         result = subprocess.run(
@@ -356,13 +362,10 @@ class Workers(WithDirectory):
             check=False,
         )
         self.assertEqual(result.returncode, 1)
-        self.assertEqual(result.stdout, "")
-        self.assertIn("missing on this machine: seamless-transformer", result.stderr)
         self.assertEqual(read_json(path)["status"], "failed")
+        return result
 
     def test_want_of_threads_is_one_line_and_in_the_status_file(self):
-        path = self.directory / "status.json"
-        path.write_text(json.dumps({"status": "starting", "parameters": {}}))
         code = (
             "import sys, threading\n"
             "from seamless_jobserver import cli\n"
@@ -370,17 +373,9 @@ class Workers(WithDirectory):
             "threading.Thread.start = start\n"
             "sys.exit(cli.main())\n"
         )
-        result = subprocess.run(
-            [str(JOBSERVER_PYTHON), "-c", code, "--status-file", str(path), "--port", "0"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        self.assertEqual(result.returncode, 1)
+        result = self.start_and_fail(code)
         self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
         self.assertIn("can't start new thread. Is a limit on processes reached", result.stderr)
-        self.assertEqual(read_json(path)["status"], "failed")
 
     def test_workers_that_cannot_start_end_it_with_the_cause_everywhere(self):
         # The address of a database is missing, which only a worker finds out.

@@ -263,13 +263,20 @@ class Logs(Watched):
         self.assertEqual(self.get(path).headers["content-type"], "text/plain; charset=utf-8")
         self.assertEqual(self.get(path).headers["x-content-type-options"], "nosniff")
 
-    def test_output_can_be_followed_to_the_end_of_the_job(self):
-        checksum, answer = self.hold()
+    @contextlib.contextmanager
+    def following(self):
+        """Follow the output of the job that is held; yield the connection and the answer."""
+        (job,) = self.status()["running"]
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
         with contextlib.closing(connection):
-            connection.request("GET", f"/jobs/{checksum}/log?follow")
+            connection.request("GET", f"/jobs/{job['checksum']}/log?follow")
             response = connection.getresponse()
             self.assertEqual(response.read(9), b"it waits\n")
+            yield connection, response
+
+    def test_output_can_be_followed_to_the_end_of_the_job(self):
+        _, answer = self.hold()
+        with self.following() as (connection, response):
             self.gate.touch()
             self.assertEqual(response.read(), b"it goes on\n")
             connection.request("GET", "/healthcheck")
@@ -277,12 +284,8 @@ class Logs(Watched):
         answer.result(PATIENCE)
 
     def test_it_can_be_followed_through_the_grace_of_a_server_that_ends(self):
-        checksum, _ = self.hold()
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
-        with contextlib.closing(connection):
-            connection.request("GET", f"/jobs/{checksum}/log?follow")
-            response = connection.getresponse()
-            self.assertEqual(response.read(9), b"it waits\n")
+        self.hold()
+        with self.following() as (_, response):
             self.server.process.terminate()
             wait_until(lambda: "waiting up to" in self.server.log, "it is ending")
             self.gate.touch()

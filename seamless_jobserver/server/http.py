@@ -4,6 +4,10 @@ A `ThreadingHTTPServer` accepts in one thread. That thread asks the gate about e
 which takes the kernel less than 0.1 ms, and so those who are not let in cost neither a thread nor a
 place (`server.doorstep`). So many connections are served at a time; of further ones that are let
 in, one waits for a place (`server.places`), and the others in the backlog.
+
+The thread that accepts stays until the end, since there may be none to be had later. While it is
+halted it is parked, and whoever has halted it may accept in its stead. What it waits for (a place,
+a thread, a descriptor) it gives up when it is halted, and holds the connection until it goes on.
 """
 
 import contextlib
