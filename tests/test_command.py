@@ -355,7 +355,8 @@ class Workers(WithDirectory):
         path = self.directory / "status.json"
         path.write_text("{}")
         result = subprocess.run(
-            [str(JOBSERVER_PYTHON), "-c", code, "--status-file", str(path), "--port", "0"],
+            [JOBSERVER_PYTHON, "-W", "always::ResourceWarning", "-c", code]
+            + ["--status-file", path, "--port", "0"],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
