@@ -5,12 +5,14 @@ machine needs, then and there, for work that is none of ours: to start an interp
 """
 
 import resource
+import shutil
 import subprocess
 import time
 import unittest
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.stack import JOBSERVER_PYTHON
+from tests.stack import JOBSERVER_PYTHON, PATIENCE
 
 ATTEMPTS = 3
 """One that is in time shows what the program can do; the others may be the machine's fault."""
@@ -47,6 +49,23 @@ def assert_prompt(
             return
         seen.append(f"took {took}, allowed {allowed}")
     case.fail("\n".join(seen))
+
+
+def may_mount() -> bool:
+    """Return whether a disk can be mounted here, where nobody else sees it (mount_namespaces(7))."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    tried = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False)
+    return tried.returncode == 0
+
+
+def memory_of(pid: int) -> int:
+    """Return the bytes that a process has in memory, with its share of what it shares (PSS)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def allow_open_files(case: unittest.TestCase, count: int) -> None:

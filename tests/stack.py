@@ -161,13 +161,12 @@ class Store:
             self.stop()
             raise
 
+    def _hashserver_command(self) -> list[str]:
+        return [str(TESTS_BIN / "hashserver"), str(self.buffers)]
+
     def _start_hashserver(self, *ports: str) -> Service:
         flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]
-        return Service(
-            [str(TESTS_BIN / "hashserver"), str(self.buffers), *flags],
-            self._directory / "hashserver",
-            {},
-        )
+        return Service([*self._hashserver_command(), *flags], self._directory / "hashserver", {})
 
     def _start_database(self, *ports: str) -> Service:
         flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]

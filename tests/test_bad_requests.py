@@ -13,8 +13,9 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tests.machine import allow_open_files, assert_prompt, stretched
+from tests.machine import allow_open_files, assert_prompt, memory_of, stretched
 from tests.stack import PATIENCE, wait_until
 from tests.test_access import TRANSFORMATION, Served, ask
 from tests.test_faults import Faults
@@ -257,6 +258,31 @@ class ManyClients(Faults):
         asked = time.monotonic()
         self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
         return time.monotonic() - asked
+
+    def test_idle_connections_cost_a_bounded_amount_and_give_it_back(self):
+        count = 500
+        allow_open_files(self, count + 200)
+        server = self.start()
+        self.await_workers(server, 1)
+        ask("127.0.0.1", server.port)
+        process = Path(f"/proc/{server.process.pid}")
+
+        def held():
+            return [len(os.listdir(process / what)) for what in ("fd", "task")]
+
+        before = held()
+        memory = memory_of(server.process.pid)
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                self.get_ok(self.connect(server, stack))
+            for name, now, then in zip(("descriptors", "threads"), held(), before, strict=True):
+                self.assertLess(now - then, count + 20, name)
+            grown = memory_of(server.process.pid) - memory
+            self.assertLess(grown / count, 100e3, "bytes for a connection")
+        wait_until(
+            lambda: all(now <= then + 4 for now, then in zip(held(), before, strict=True)),
+            "descriptors and threads are given back",
+        )
 
     def test_beyond_the_cap_connections_wait_to_be_accepted(self):
         server = self.start("--max-connections", "4")

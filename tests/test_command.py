@@ -354,9 +354,9 @@ class Workers(WithDirectory):
         """Run the command as a program does that meddles with it; return what came of it."""
         path = self.directory / "status.json"
         path.write_text("{}")
+        python = [JOBSERVER_PYTHON, "-W", "always::ResourceWarning", "-c", code]
         result = subprocess.run(
-            [JOBSERVER_PYTHON, "-W", "always::ResourceWarning", "-c", code]
-            + ["--status-file", path, "--port", "0"],
+            [*python, "--status-file", path, "--port", "0"],
             capture_output=True,
             text=True,
             timeout=PATIENCE,

@@ -6,6 +6,7 @@ On real processes, with the server, its workers, the store and the database as t
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -23,12 +24,13 @@ import aiohttp
 from seamless_jobserver.processtree import ProcessId
 from seamless_jobserver.server.workers import TERMINATION_LIMIT
 from tests.constants import constants
-from tests.machine import stretched
+from tests.machine import may_mount, stretched
 from tests.scripted_server import ScriptedServer
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
     Jobserver,
+    Store,
     transformation_buffer,
     wait_until,
 )
@@ -721,6 +723,49 @@ class StoreFront(ThreadingHTTPServer):
         self.closed.set()
         self.shutdown()
         self.server_close()
+
+
+class StoreOnASmallDisk(Store):
+    """One whose hashserver keeps its buffers on a disk of 4 MB that nobody else sees."""
+
+    def _hashserver_command(self):
+        mount = 'mount -t tmpfs -o size=4m none "$0" && exec "$@"'
+        within = ["unshare", "--mount", "sh", "-c", mount, str(self.buffers)]
+        return [*within, *super()._hashserver_command()]
+
+    def fill(self):
+        """Use up the disk to its last byte; return the file that does."""
+        root = Path(f"/proc/{self._hashserver.process.pid}/root")
+        filler = root / str(self.buffers)[1:] / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        return filler
+
+
+@unittest.skipUnless(may_mount(), "no disk can be mounted here")
+class FullDisk(Faults):
+    def test_a_result_waits_until_the_stores_disk_has_room_and_is_whole(self):
+        self.store = StoreOnASmallDisk(self.home / "store")
+        self.addCleanup(self.store.stop)
+        server = self.start()
+        rest = UNTIL.format(gate=str(self.gate)) + "    return 'x' * 1_000_000\n"
+        request = self.traced(rest)
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run()
+            filler = self.store.fill()
+            self.gate.touch()
+            # More than one attempt of ours: seamless-remote repeats each five times by itself.
+            wait_until(lambda: self.store.log().count(" 500") > 6, "the store has refused it")
+            self.assertFalse(answer.done())
+            filler.unlink()
+            self.assertEqual(self.value(answer.result(PATIENCE)), "x" * 1_000_000)
+        self.assertEqual(self.runs(), 1)
 
 
 class StoreAway(Faults):

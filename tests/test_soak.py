@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from seamless_jobserver.processtree import descendants
 from seamless_jobserver.server.journal import HISTORY
+from tests.machine import may_mount, memory_of
 from tests.stack import (
     JOBSERVER,
     PATIENCE,
@@ -70,7 +70,7 @@ class Soak:
         self.temporary.mkdir()
         self.gates = directory / "gates"
         self.gates.mkdir()
-        self.alone = may_be_alone()
+        self.alone = may_mount()
         self.server = Jobserver(
             directory / "jobserver",
             self.store.parameters(read_folder=True),
@@ -194,8 +194,8 @@ class Soak:
         below = descendants(self.server.process.pid)
         return {
             **self.done,
-            "server": memory(pids[0]),
-            "workers": sum(map(memory, pids[1:])),
+            "server": memory_of(pids[0]),
+            "workers": sum(map(memory_of, pids[1:])),
             "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
             "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
             "processes": len(below),
@@ -217,22 +217,6 @@ class Soak:
             self.batch(tenth / 10, (tenth + 1) / 10)
         full = (row for row in self.rows if sum(row[kind] for kind in CODE) >= HISTORY)
         return next(full, self.rows[0]), self.rows[-1]
-
-
-def may_be_alone():
-    """Whether a mount namespace can be made here; as root it can, unless a sandbox forbids it."""
-    if os.geteuid() or shutil.which("unshare") is None:
-        return False
-    argv = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
-    return not subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode
-
-
-def memory(pid):
-    """Return the bytes that a process has in memory, with its share of what it shares (PSS)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def table(rows):

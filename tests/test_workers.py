@@ -13,6 +13,7 @@ from unittest import mock
 from seamless_jobserver.messages import WorkerProgram
 from seamless_jobserver.server import workers
 from seamless_jobserver.server.workers import Worker
+from tests.machine import may_mount
 from tests.stack import PATIENCE, ROOT, temporary_directory
 from tests.test_service import request
 from tests.test_slots import SETTINGS
@@ -48,19 +49,7 @@ except OSError as error:
 """
 
 
-def may_mount():
-    return (
-        subprocess.run(
-            ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"],
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE,
-            check=False,
-        ).returncode
-        == 0
-    )
-
-
-@unittest.skipUnless(os.geteuid() == 0 and may_mount(), "no disk can be mounted here")
+@unittest.skipUnless(may_mount(), "no disk can be mounted here")
 class NoSpace(unittest.TestCase):
     def test_the_disk_in_memory_being_full_is_an_error_and_no_signal(self):
         with temporary_directory() as directory:
