@@ -4,6 +4,7 @@
 that take turns.
 """
 
+import contextlib
 import http.client
 import socket
 import statistics
@@ -22,7 +23,7 @@ ROUNDS = 3000
 def connect(port: int) -> float:
     """Return the seconds that a request on a new connection takes."""
     begun = time.perf_counter()
-    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/healthcheck")
     connection.getresponse().read()
     connection.close()
@@ -53,31 +54,27 @@ def check() -> list[float]:
 def main() -> None:
     """Measure and print."""
     print(f"the check alone: {1000 * statistics.median(check()):.3f} ms")
-    with temporary_directory() as directory:
-        servers = {
-            access: Jobserver(directory / access, {}, flags=("--access", access))
-            for access in ("owner", "any")
+    with temporary_directory() as directory, contextlib.ExitStack() as stack:
+        servers = {}
+        for access in ("owner", "any"):
+            servers[access] = Jobserver(directory / access, {}, flags=("--access", access))
+            stack.callback(servers[access].stop)
+        kept = {
+            access: http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            for access, server in servers.items()
         }
-        try:
-            kept = {
-                access: http.client.HTTPConnection("127.0.0.1", server.port)
-                for access, server in servers.items()
-            }
-            new: dict[str, list[float]] = {access: [] for access in servers}
-            further: dict[str, list[float]] = {access: [] for access in servers}
-            for _ in range(ROUNDS):
-                for access, server in servers.items():
-                    new[access].append(connect(server.port))
-                    further[access].append(again(kept[access]))
-            for name, figures in (("new connection", new), ("kept-alive request", further)):
-                owner, anybody = (1000 * statistics.median(figures[a]) for a in ("owner", "any"))
-                print(
-                    f"{name}: checked {owner:.3f} ms, unchecked {anybody:.3f} ms, "
-                    f"added {owner - anybody:.3f} ms"
-                )
-        finally:
-            for server in servers.values():
-                server.stop()
+        new: dict[str, list[float]] = {access: [] for access in servers}
+        further: dict[str, list[float]] = {access: [] for access in servers}
+        for _ in range(ROUNDS):
+            for access, server in servers.items():
+                new[access].append(connect(server.port))
+                further[access].append(again(kept[access]))
+        for name, figures in (("new connection", new), ("kept-alive request", further)):
+            owner, anybody = (1000 * statistics.median(figures[a]) for a in ("owner", "any"))
+            print(
+                f"{name}: checked {owner:.3f} ms, unchecked {anybody:.3f} ms, "
+                f"added {owner - anybody:.3f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.caller import BenchmarkFailed
 from benchmarks.figures import Curve, Figure, Results
@@ -59,13 +59,15 @@ class Bench:
         print(f"[load {os.getloadavg()[0]:.1f}] {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def tolerating(self, what: str) -> Iterator[None]:
+    def tolerating(self, what: str, subject: Subject) -> Iterator[None]:
         """Note it when a subject does not get through this part, and go on with the others."""
         try:
             yield
         except BenchmarkFailed as failure:
             self.results.failures.append(f"{what}: {failure}")
             self.say(self.results.failures[-1])
+            if isinstance(subject, Server):
+                subject.replace()
 
     def command(self, name: str) -> str:
         """Return the command of a jobserver."""
@@ -83,13 +85,14 @@ class Bench:
     @contextlib.contextmanager
     def server(self, name: str, *, folder: bool = False, workers: int = 1) -> Iterator[Server]:
         """Run one jobserver, warm in all its workers."""
-        jobserver = Jobserver(
-            self.new_folder(name),
-            self.parameters(folder=folder),
-            workers=workers,
-            command=self.command(name),
+        server = Server(
+            lambda: Jobserver(
+                self.new_folder(name),
+                self.parameters(folder=folder),
+                workers=workers,
+                command=self.command(name),
+            )
         )
-        server = Server(jobserver)
         try:
             server.at_once(self.recipes.small(8 * workers), 4 * workers)
             yield server
@@ -133,7 +136,11 @@ class Bench:
 Workload = Callable[[Bench], None]
 
 
-def in_turns(subjects: dict[str, Subject], rounds: int) -> Iterator[tuple[str, Subject]]:
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def in_turns(subjects: dict[Key, Value], rounds: int) -> Iterator[tuple[Key, Value]]:
     """Yield all subjects, `rounds` times over, beginning with another one each time."""
     names = list(subjects)
     for turn in range(rounds):

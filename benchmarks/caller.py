@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _LIMIT: Final = 300.0
-"""Seconds for any one answer."""
+"""Seconds for any one answer, whatever comes in between."""
 _STALLED: Final = 60.0
 """Seconds without any answer to any of many callers after which a jobserver counts as stuck."""
 _CHUNK: Final = 64 * 1024
@@ -64,6 +64,7 @@ class Caller:
         self._socket.sendall(request)
         received = bytearray()
         while True:
+            self._socket.settimeout(max(0.001, begun + _LIMIT - time.perf_counter()))
             try:
                 data = self._socket.recv(_CHUNK)
             except TimeoutError:
@@ -92,11 +93,13 @@ def burst(port: int, requests: list[bytes], connections: int) -> list[Answer | N
         for _ in range(min(connections, len(requests))):
             number, request = waiting.pop()
             held.open(number, request)
+        stalled = time.perf_counter() + _STALLED
         while held.open_count:
-            for lane, broken in held.ready(_STALLED):
+            for lane, broken in held.ready(stalled - time.perf_counter()):
                 answer = None if broken else _parse(lane.received, begun)
                 if answer is None and not broken:
                     continue
+                stalled = time.perf_counter() + _STALLED
                 answers[lane.number] = answer
                 if broken or not waiting:
                     held.close(lane)
@@ -150,10 +153,13 @@ class Held:
         self._selector.modify(lane.socket, selectors.EVENT_WRITE, lane)
 
     def ready(self, timeout: float) -> list[tuple[_Lane, bool]]:
-        """Wait for something to come in; return the connections, and whether they broke."""
-        events = self._selector.select(timeout)
+        """Wait for something to come in; return the connections, and whether they broke.
+
+        Raises `BenchmarkFailed` when nothing does within `timeout` seconds.
+        """
+        events = self._selector.select(timeout) if timeout > 0 else []
         if not events:
-            raise BenchmarkFailed(f"no answer within {timeout:.0f} s")
+            raise BenchmarkFailed("no answer for too long: the jobserver is stuck")
         news = []
         for key, event in events:
             lane: _Lane = key.data
@@ -172,11 +178,29 @@ class Held:
         return news
 
     def settle(self, seconds: float) -> None:
-        """Send what is to be sent, for so long, and take no answers."""
+        """Send what is to be sent, for so long. Raises `BenchmarkFailed` when anything is answered.
+
+        An interim answer is none.
+        """
         deadline = time.perf_counter() + seconds
         while (left := deadline - time.perf_counter()) > 0:
+            news: list[tuple[_Lane, bool]] = []
             with contextlib.suppress(BenchmarkFailed):
-                self.ready(left)
+                news = self.ready(left)
+            for lane, broken in news:
+                if broken or _parse(lane.received, deadline) is not None:
+                    raise BenchmarkFailed("a caller that should wait was answered")
+
+    def first_answer(self) -> Answer:
+        """Return the first answer on any connection. Raises `BenchmarkFailed` for want of one."""
+        begun = time.perf_counter()
+        while True:
+            for lane, broken in self.ready(begun + _STALLED - time.perf_counter()):
+                answer = None if broken else _parse(lane.received, begun)
+                if broken:
+                    raise BenchmarkFailed("the jobserver closed a connection")
+                if answer is not None:
+                    return answer
 
     def close(self, lane: _Lane) -> None:
         """Close one connection."""

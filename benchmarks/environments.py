@@ -7,6 +7,7 @@ ours, in upstream's.
 import subprocess
 import sys
 import venv
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,16 @@ def make_ours(cache: Path) -> Path:
     folder = _make(cache / "ours", _OURS)
     _install(folder, "--no-deps", "--force-reinstall", str(ROOT))
     return folder
+
+
+def packages(folder: Path) -> dict[str, str]:
+    """Return the versions of Seamless's packages, and of what they use for HTTP, in a folder."""
+    places = [str(place) for place in folder.glob("lib/python*/site-packages")]
+    return {
+        found.name: found.version
+        for found in sorted(distributions(path=places), key=lambda found: found.name)
+        if found.name.startswith("seamless") or found.name in ("aiohttp", "hashserver", "numpy")
+    }
 
 
 def _make(folder: Path, packages: tuple[str, ...]) -> Path:

@@ -14,6 +14,7 @@ one process apart:
 - *both*.
 """
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -63,8 +64,11 @@ def main() -> None:
             for way, folder in (("http", False), ("folder", True)):
                 parameters = json.dumps(store.parameters(read_folder=folder))
                 argv = [sys.executable, __file__, "worker", str(store.buffers), parameters]
-                print(f"inputs by {way}: ms for a job one by one, and how many times faster")
-                print(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+                print(
+                    f"inputs by {way}: ms for a job one by one, and how many times faster",
+                    flush=True,
+                )
+                subprocess.run(argv, check=True, timeout=3600)
         finally:
             store.stop()
 
@@ -81,13 +85,12 @@ def compare_servers(store: "Store", directory: Path, way: str, *, read_folder: b
     # No result is small enough.
     without = constants(directory, {"worker.execution._SMALL": -1})
     rates: dict[str, list[float]] = {"without": [], "with": []}
-    servers = {
-        name: Jobserver(
-            directory / name, store.parameters(read_folder=read_folder), workers=1, env=env
-        )
-        for name, env in (("without", without), ("with", {}))
-    }
-    try:
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for name, env in (("without", without), ("with", {})):
+            parameters = store.parameters(read_folder=read_folder)
+            servers[name] = Jobserver(directory / name, parameters, workers=1, env=env)
+            stack.callback(servers[name].stop)
         for turn in range(SERVER_ROUNDS):
             for name in list(servers)[:: 1 if turn % 2 else -1]:
                 requests = [encode(job) for job in recipes.small(60)]
@@ -96,9 +99,6 @@ def compare_servers(store: "Store", directory: Path, way: str, *, read_folder: b
                 last = max(answer.seconds for answer in answers if answer is not None)
                 if turn:  # the first time they warm up
                     rates[name].append(len(requests) / last)
-    finally:
-        for server in servers.values():
-            server.stop()
     medians = {name: statistics.median(found) for name, found in rates.items()}
     print(
         f"small jobs from 8 connections, inputs by {way}: {medians['without']:.1f} a second "

@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import select
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.caller import Answer, BenchmarkFailed, Caller, burst, encode
 from seamless_jobserver.processtree import descendants
+from tests.machine import memory_of
 from tests.stack import Jobserver
 
 FLOOR: Final = "floor"
@@ -17,13 +20,16 @@ SUBJECTS: Final = (FLOOR, UPSTREAM, OURS)
 SERVERS: Final = (UPSTREAM, OURS)
 
 _FLOOR_SCRIPT: Final = Path(__file__).with_name("floor.py")
+_LIMIT: Final = 600.0
+"""Seconds in which the floor does what it is given at a time."""
 
 
 class Server:
-    """A running jobserver, upstream's or ours."""
+    """A running jobserver, upstream's or ours; `start` starts one."""
 
-    def __init__(self, jobserver: Jobserver) -> None:
-        self._jobserver = jobserver
+    def __init__(self, start: Callable[[], Jobserver]) -> None:
+        self._start = start
+        self._jobserver = start()
 
     @property
     def port(self) -> int:
@@ -44,12 +50,20 @@ class Server:
     def memory(self) -> float:
         """Return the PSS of the server and everything below it, in bytes."""
         pids = [self._jobserver.process.pid, *descendants(self._jobserver.process.pid)]
-        return float(sum(_pss(pid) for pid in pids))
+        total = 0.0
+        for pid in pids:
+            with contextlib.suppress(OSError):  # one that has just ended
+                total += memory_of(pid)
+        return total
+
+    def replace(self) -> None:
+        """Start anew: what this one still works at would take time from the others."""
+        self.stop()
+        self._jobserver = self._start()
 
     def stop(self) -> None:
-        """Kill the server and all below it: a job may still run, and nobody waits for it."""
-        if self._jobserver.process.poll() is None:
-            self._jobserver.kill_tree()
+        """End the server, so that it removes what it has made, and whatever is below it."""
+        self._jobserver.stop()
 
 
 class Floor:
@@ -57,6 +71,7 @@ class Floor:
 
     def __init__(self, python: Path, parameters: dict[str, Any], scripts: int, log: Path) -> None:
         log.parent.mkdir(parents=True)
+        self._log = log
         with open(log, "ab") as errors:
             self._scripts = [
                 subprocess.Popen(
@@ -69,12 +84,12 @@ class Floor:
                 for _ in range(scripts)
             ]
         for script in self._scripts:
-            _line(script)
+            self._line(script)
 
     def one_by_one(self, jobs: list[dict[str, Any]]) -> list[float]:
         """Run jobs one after another; return the seconds of each."""
         _send(self._scripts[0], jobs)
-        times: list[float] = json.loads(_line(self._scripts[0]))
+        times: list[float] = json.loads(self._line(self._scripts[0]))
         return times
 
     def at_once(self, jobs: list[dict[str, Any]], connections: int) -> list[float]:  # noqa: ARG002
@@ -84,20 +99,26 @@ class Floor:
         ends = []
         for script in self._scripts:
             end = 0.0
-            for seconds in json.loads(_line(script)):
+            for seconds in json.loads(self._line(script)):
                 end += seconds
                 ends.append(end)
         return sorted(ends)
-
-    def memory(self) -> float:
-        """Return the PSS of the scripts in bytes."""
-        return float(sum(_pss(script.pid) for script in self._scripts))
 
     def stop(self) -> None:
         """End the scripts."""
         for script in self._scripts:
             script.kill()
             script.communicate()
+
+    def _line(self, script: "subprocess.Popen[str]") -> str:
+        assert script.stdout is not None
+        line = ""
+        if select.select([script.stdout], [], [], _LIMIT)[0]:
+            line = script.stdout.readline()
+        if not line:
+            said = self._log.read_text(errors="replace")[-2000:]
+            raise BenchmarkFailed(f"the floor gave no answer; it said:\n{said}")
+        return line
 
 
 Subject = Server | Floor
@@ -115,19 +136,3 @@ def _send(script: "subprocess.Popen[str]", jobs: list[dict[str, Any]]) -> None:
     assert script.stdin is not None
     script.stdin.write(json.dumps(jobs) + "\n")
     script.stdin.flush()
-
-
-def _line(script: "subprocess.Popen[str]") -> str:
-    assert script.stdout is not None
-    line = script.stdout.readline()
-    if not line:
-        raise BenchmarkFailed("the floor ended; see its log")
-    return line
-
-
-def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0

@@ -104,7 +104,7 @@ _LIMITS: Final = (
 def _flat(results: Results) -> Iterator[Verdict]:
     curve = next((curve for curve in results.curves if curve.key == "waiting"), None)
     points = dict(curve.points(OURS)) if curve else {}
-    if len(points) > 1:
+    if 10 in points and len(points) > 1:
         few, many = points[10], points[max(points)]
         yield Verdict(
             "the cost of a job does not grow with the number that wait",

@@ -14,6 +14,7 @@ which it lies by the order of the ratios (95 %, the interval of the sign test). 
 when the cost is shown to be over 1 %.
 """
 
+import contextlib
 import http.client
 import json
 import math
@@ -74,9 +75,11 @@ def poll(page: socket.socket, latest: int) -> int:
     On a bare socket, since what a client costs is not to be measured.
     """
     page.sendall(b"GET /status?after=%d HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % latest)
-    answer = page.recv(CHUNK)
+    answer = piece = page.recv(CHUNK)
     while b"\r\n\r\n" not in answer:
-        answer += page.recv(CHUNK)
+        assert piece, "the server has closed a connection"
+        piece = page.recv(CHUNK)
+        answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     found = LENGTH.search(head)
     assert found is not None, head
@@ -94,10 +97,12 @@ def jobs_a_second(server: Jobserver, requests: list[bytes]) -> float:
     """Have `requests` run, and return how many of them a second."""
 
     def call(some: list[bytes]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         for request in some:
             connection.request("GET", "/run-transformation", request)
-            connection.getresponse().read()
+            answer = connection.getresponse()
+            said = answer.read()
+            assert answer.status == 200, said
         connection.close()
 
     begun = time.perf_counter()
@@ -137,29 +142,31 @@ def measure(server: Jobserver, requests: list[bytes], *, watched: bool) -> float
     ) as pages:
         assert pages.stdin is not None
         assert pages.stdout is not None
-        pages.stdout.readline()
+        assert pages.stdout.readline() == b"open\n", "the pages could not be opened"
         found = jobs_a_second(server, requests)
+        assert pages.poll() is None, "the pages have ended meanwhile"
         pages.stdin.close()
+    assert pages.returncode == 0, "the pages have failed"
     return found
 
 
 def main(rounds: int) -> int:
     """Measure and print; return the exit code."""
     with temporary_directory() as directory:
-        store = Store(directory / "store")
-        server = Jobserver(
-            directory / "jobserver",
-            store.parameters(read_folder=True),
-            workers=2,
-            env=constants(
-                directory,
-                {
-                    "server.overview.FRESH": FRESH / TIMES,
-                    "server.overview.MEMORY_FRESH": MEMORY_FRESH / TIMES,
-                },
-            ),
-        )
-        try:
+        looks = {
+            "server.overview.FRESH": FRESH / TIMES,
+            "server.overview.MEMORY_FRESH": MEMORY_FRESH / TIMES,
+        }
+        with contextlib.ExitStack() as stack:
+            store = Store(directory / "store")
+            stack.callback(store.stop)
+            server = Jobserver(
+                directory / "jobserver",
+                store.parameters(read_folder=True),
+                workers=2,
+                env=constants(directory, looks),
+            )
+            stack.callback(server.stop)
             requests = [json.dumps(store.request(CODE, a=a)).encode() for a in range(JOBS)]
             jobs_a_second(server, requests)
             ratios, alone = [], []
@@ -174,9 +181,6 @@ def main(rounds: int) -> int:
                 for _ in range(POLLS):
                     latest = poll(page, latest)
             each = (processor_seconds(server.process.pid) - before) / POLLS
-        finally:
-            server.stop()
-            store.stop()
     low, high = interval(ratios)
     cost = 1 - statistics.median(ratios)
     print(
@@ -205,4 +209,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["watch"]:
         watch(int(sys.argv[2]))
     else:
-        raise SystemExit(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS))
+        # With fewer pairs than six there is no interval of 95 %.
+        raise SystemExit(main(max(6, int(sys.argv[1])) if len(sys.argv) > 1 else ROUNDS))

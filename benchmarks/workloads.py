@@ -28,17 +28,27 @@ def one_by_one(bench: Bench) -> None:
 def eight_connections(bench: Bench) -> None:
     """Small Python jobs from 8 connections, with one worker and with two."""
     for way, folder in _WAYS:
-        for workers in (1, 2):
-            figure = bench.figure(
+        figures = {
+            workers: bench.figure(
                 f"eight-{way}-{workers}",
                 f"small jobs from 8 connections, {way}, {workers} worker{'s' * (workers > 1)}",
                 "jobs/s",
                 more_is_better=True,
             )
-            with bench.all_subjects(folder=folder, workers=workers) as subjects:
-                for name, subject in in_turns(subjects, bench.count(9, 3)):
-                    jobs = bench.recipes.small(60)
-                    figure.add(name, [len(jobs) / max(subject.at_once(jobs, 8))])
+            for workers in (1, 2)
+        }
+        with (
+            bench.all_subjects(folder=folder, workers=1) as one,
+            bench.all_subjects(folder=folder, workers=2) as two,
+        ):
+            subjects = {
+                (name, workers): subject
+                for workers, named in ((1, one), (2, two))
+                for name, subject in named.items()
+            }
+            for (name, workers), subject in in_turns(subjects, bench.count(9, 3)):
+                jobs = bench.recipes.small(60)
+                figures[workers].add(name, [len(jobs) / max(subject.at_once(jobs, 8))])
 
 
 def twenty_megabytes(bench: Bench) -> None:
@@ -73,7 +83,7 @@ def crowd(bench: Bench) -> None:
     last = bench.figure("crowd", "400 callers at one instant, until the last answer", "s")
     with bench.all_subjects(folder=True, workers=2) as subjects:
         for name, subject in in_turns(subjects, bench.count(3, 1)):
-            with bench.tolerating(f"crowd, {name}"):
+            with bench.tolerating(f"crowd, {name}", subject):
                 last.add(name, [max(subject.at_once(bench.recipes.small(400), 400))])
 
 
@@ -81,11 +91,10 @@ def start_up(bench: Bench) -> None:
     """From launch to the first healthcheck, and to the first answer to a job, with two workers."""
     healthy = bench.figure("start-up", "launch to the first healthcheck", "s")
     worked = bench.figure("first-job", "launch to the first job's answer", "s")
-    for _ in range(bench.count(7, 3)):
-        for name in SERVERS:
-            to_health, to_job = _launch(bench, name)
-            healthy.add(name, [to_health])
-            worked.add(name, [to_job])
+    for name, _ in in_turns(dict.fromkeys(SERVERS), bench.count(7, 3)):
+        to_health, to_job = _launch(bench, name)
+        healthy.add(name, [to_health])
+        worked.add(name, [to_job])
 
 
 def memory(bench: Bench) -> None:
@@ -94,21 +103,20 @@ def memory(bench: Bench) -> None:
     after = bench.figure("memory-500", "growth after 500 small jobs", "MB")
     each = bench.figure("memory-growth", "growth for each job with a 5 MB result", "MB")
     waiting = bench.figure("memory-caller", "memory of a waiting caller", "kB")
-    for _ in range(bench.count(3, 1)):
-        for name in SERVERS:
-            with bench.server(name, folder=True, workers=2) as server:
-                begin = server.memory()
-                idle.add(name, [begin / MB])
-                server.at_once(bench.recipes.small(500), 8)
-                after.add(name, [(server.memory() - begin) / MB])
-                # Callers first: what large results leave behind would be given to their threads.
-                waiting.add(name, [_per_waiting_caller(bench, server.port, server.memory) / 1000])
-            with bench.server(name, folder=True, workers=2) as server:
-                server.one_by_one(bench.recipes.growing(5 * MB, 4))
-                begin = server.memory()
-                jobs = bench.recipes.growing(5 * MB, 20)
-                server.one_by_one(jobs)
-                each.add(name, [(server.memory() - begin) / MB / len(jobs)])
+    for name, _ in in_turns(dict.fromkeys(SERVERS), bench.count(3, 1)):
+        with bench.server(name, folder=True, workers=2) as server:
+            begin = server.memory()
+            idle.add(name, [begin / MB])
+            server.at_once(bench.recipes.small(500), 8)
+            after.add(name, [(server.memory() - begin) / MB])
+            # Callers first: what large results leave behind would be given to their threads.
+            waiting.add(name, [_per_waiting_caller(bench, server.port, server.memory) / 1000])
+        with bench.server(name, folder=True, workers=2) as server:
+            server.one_by_one(bench.recipes.growing(5 * MB, 4))
+            begin = server.memory()
+            jobs = bench.recipes.growing(5 * MB, 20)
+            server.one_by_one(jobs)
+            each.add(name, [(server.memory() - begin) / MB / len(jobs)])
 
 
 def waiting_jobs(bench: Bench) -> None:
@@ -117,7 +125,7 @@ def waiting_jobs(bench: Bench) -> None:
     with bench.all_subjects(folder=True) as subjects:
         for number in (1, 10, 100, 1000):
             for name, subject in in_turns(subjects, bench.count(3, 1)):
-                with bench.tolerating(f"{number} waiting jobs, {name}"):
+                with bench.tolerating(f"{number} waiting jobs, {name}", subject):
                     for _ in range(20 if number == 1 else 1):
                         jobs = bench.recipes.small(number)
                         seconds = max(subject.at_once(jobs, number))
@@ -144,7 +152,7 @@ def buffers(bench: Bench) -> None:
             for size in sizes[: bench.count(6, 4)]:
                 rounds = 1 if size > 100 * MB else bench.count(5, 2)
                 for name, subject in in_turns(subjects, rounds):
-                    with bench.tolerating(f"a buffer of {size:,} bytes, {way}, {name}"):
+                    with bench.tolerating(f"a buffer of {size:,} bytes, {way}, {name}", subject):
                         times = subject.one_by_one([bench.recipes.through(size)])
                         curve.add(name, size, [1000 * seconds for seconds in times])
 
@@ -172,7 +180,7 @@ def nested(bench: Bench) -> None:
     for figure, workers, make in cases:
         with bench.servers(workers=workers) as servers:
             for name, server in in_turns(servers, bench.count(5, 2)):
-                with bench.tolerating(f"{figure.title}, {name}"):
+                with bench.tolerating(f"{figure.title}, {name}", server):
                     jobs = make()
                     figure.add(name, [max(server.at_once(jobs, len(jobs)))])
 
@@ -213,11 +221,13 @@ def _launch(bench: Bench, name: str) -> tuple[float, float]:
         to_health = time.perf_counter() - begun
         with Held(port) as held:
             held.open(0, request)
-            while not held.ready(60):
-                continue
-        return to_health, time.perf_counter() - begun
+            answer = held.first_answer()
+            to_job = time.perf_counter() - begun
+        if not answer.good:
+            raise BenchmarkFailed(f"{name}: {answer.status}: {answer.body[:500]!r}")
+        return to_health, to_job
     finally:
-        jobserver.kill_tree()
+        jobserver.stop()
 
 
 def _is_healthy(port: int) -> bool:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     eventlog.configure(values.pop("log_level"), values.pop("log_format"))
     program = WorkerProgram(entry.warm_up, entry.run_job, entry.record_result, entry.check_store)
     code = run(Settings(**values), program)
+    deadline = time.monotonic() + _LEAVE
     for child in multiprocessing.active_children():
-        child.join(_LEAVE)
+        child.join(max(0.0, deadline - time.monotonic()))
     if multiprocessing.active_children():
         # What cannot be killed, since it waits for a disk that does not answer, for example. The
         # interpreter would wait for it without a limit.

@@ -172,11 +172,6 @@ class BodyFraming:
     length: int | None = None
     chunked: bool = False
 
-    @property
-    def until_close(self) -> bool:
-        """Whether only the end of the connection ends the body."""
-        return self.length is None and not self.chunked
-
 
 def response_body_framing(method: str, head: ResponseHead) -> BodyFraming:
     """Return how the body of a response to `method` ends (RFC 9112 §6.3).

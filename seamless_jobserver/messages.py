@@ -4,7 +4,7 @@ A `RunRequest` goes to a worker and an `Outcome` comes back. Their fields are st
 JSON values only, so that nothing of a job's own types is ever unpickled in the server.
 
 An outcome says how the job ended and whose doing that was. It becomes an HTTP answer in one place
-(``server.routes``), and decides there whether a repetition is worth anything.
+(``server.routes``); ``server.failures`` finds in it whether a repetition is worth anything.
 """
 
 import dataclasses

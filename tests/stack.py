@@ -147,8 +147,10 @@ class Service:
 class Store:
     """A hashserver and a database on loopback, with everything they keep in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, idle_timeout: int = 900) -> None:
+        """Its services end by themselves when nobody has used them for so many seconds."""
         self.buffers = directory / "buffers"
+        self._idle_timeout = str(idle_timeout)
         self.buffers.mkdir(parents=True)
         self._directory = directory
         self._hashserver = self._start_hashserver("--port-range", "20000", "29999")
@@ -165,11 +167,11 @@ class Store:
         return [str(TESTS_BIN / "hashserver"), str(self.buffers)]
 
     def _start_hashserver(self, *ports: str) -> Service:
-        flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]
+        flags = ["--writable", "--host", "127.0.0.1", "--timeout", self._idle_timeout, *ports]
         return Service([*self._hashserver_command(), *flags], self._directory / "hashserver", {})
 
     def _start_database(self, *ports: str) -> Service:
-        flags = ["--writable", "--host", "127.0.0.1", "--timeout", "900", *ports]
+        flags = ["--writable", "--host", "127.0.0.1", "--timeout", self._idle_timeout, *ports]
         file = self._directory / "seamless.db"
         return Service(
             [str(TESTS_BIN / "seamless-database"), str(file), *flags],
@@ -378,7 +380,11 @@ class Jobserver(Service):
         super().__init__([*argv, *flags], directory, {"parameters": parameters}, env=env)
         self.port = 0
         if wait:
-            self.port = self.wait_running()
+            try:
+                self.port = self.wait_running()
+            except BaseException:
+                self.stop()
+                raise
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """Send one request on a connection of its own; a body that is not bytes goes as JSON."""

@@ -1,1 +1,13 @@
-"""The listening process: it queues and answers, and imports no Seamless package."""
+"""The listening process: it queues and answers, and imports no Seamless package.
+
+- From start to end: ``lifecycle``, ``ending``, ``idle``, ``statusfile``, ``guardian``,
+  ``eventlog``.
+- Connections: ``http`` accepts them and ``connection`` serves them; ``access``, ``peer``,
+  ``doorstep``, ``refusals`` and ``places`` say who gets in, and ``hangups`` notices who goes.
+- Requests: ``routes``, ``payload``, ``response``.
+- Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``jobs``, ``attempt``,
+  ``failures`` and ``errands``.
+- Workers: ``slots``, ``slot``, ``workers``, ``casualties``.
+- For people who watch: ``watching``, ``overview``, ``journal``, ``joboutput``, ``exposition``,
+  ``metrics`` and the files of ``page``.
+"""

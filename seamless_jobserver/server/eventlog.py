@@ -1,6 +1,6 @@
 """The server's own log: one line an event, for people or for programs.
 
-What concerns a job is logged with ``extra={"job": CHECKSUM}``. As text, the line begins with the
+What concerns a job is logged with ``extra={"job": CHECKSUM}``. As text, the message begins with the
 short form of the checksum; as JSON, the whole of it is a field. Control characters in a message,
 which may quote what came from elsewhere, are escaped, so that one event stays one line.
 """

@@ -317,7 +317,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             if not told:
                 _log.error("a connection waits for a thread: is a limit on processes reached?")
                 told = True
-            # Hanging up would be worse: clients repeat a request at once, five times.
+            # Hanging up would be worse: clients repeat a request at once, four times.
             if self._over_within(_ROOM_INTERVAL):
                 connection.leave_place()
                 return False

@@ -3,7 +3,7 @@
 Capturing at the level of the descriptors catches what Python, C libraries and subprocesses write.
 For the time of a job both descriptors point at a file of that job alone, opened for appending:
 standard output and standard error keep the order in which they came, a process that a job left
-left behind goes on writing to *its* file, and the server can read the file when the worker is dead.
+behind goes on writing to *its* file, and the server can read the file when the worker is dead.
 
 Making a file takes a disk longer than a small job takes. So the next job's file is made while the
 store takes the result of the last one, by a thread of its own, and later only gets its name.

@@ -1,11 +1,12 @@
 """Running one transformation: stage, run, store, measure; and an outcome, whatever happens.
 
-The result is written to the store and confirmed before the outcome is returned, so no result is
-ever reported that a crash a moment later could lose. `run_transformation_dict` is therefore asked
-to keep the result's buffer to itself (``scratch=True``) instead of handing it to Seamless's
-background writer. Storing takes longer than anything else in a small job: it is begun here, and
-while the store works the worker puts in order what the job has changed, and makes the next job
-ready (`seamless_jobserver.receipts`).
+No caller is told of a result before the store has confirmed it, so that none is reported which a
+crash a moment later could lose. `run_transformation_dict` is therefore asked to keep the result's
+buffer to itself (``scratch=True``) instead of handing it to Seamless's background writer. Storing
+takes longer than anything else in a small job: it is begun here, and while the store works the
+worker puts in order what the job has changed. A small result goes out as an unconfirmed outcome,
+whose receipt the server awaits while the worker makes the next job ready
+(`seamless_jobserver.receipts`); a larger one is confirmed before its outcome is returned.
 """
 
 import dataclasses

@@ -10,9 +10,9 @@ worker: `restore` returns it.
 Random generators are not put back but seeded anew: jobs that start from the same state would draw
 the same numbers, which is worse than any leak.
 
-Three things are kept apart by `apart`, around the job: warning filters, context variables with all
-that lives in them (numpy's error handling and decimal's precision included), and, in `capture`,
-standard output and error.
+Around the job, `apart` keeps apart warning filters, and context variables with all that lives in
+them (numpy's error handling and decimal's precision included); `capture` does so for standard
+output and error.
 """
 
 import asyncio
