@@ -13,9 +13,17 @@ import_seamless_remote()
 
 import seamless  # noqa: E402
 from seamless_remote import database_remote  # noqa: E402
+from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 
 from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
-from seamless_jobserver.worker import entry, execution, nested, record, staging  # noqa: E402
+from seamless_jobserver.worker import (  # noqa: E402
+    entry,
+    execution,
+    failure,
+    nested,
+    record,
+    staging,
+)
 from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request  # noqa: E402
 
@@ -86,6 +94,29 @@ class Order(Played):
             with self.subTest(error):
                 self.assertIs(self.run_it().wait().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
+
+    def test_what_compiled_code_was_given_is_not_kept_however_it_ends(self):
+        for fails in (False, True):
+            self.staging.reset_mock()
+            self.run_transformation_dict.side_effect = OSError("no") if fails else self.code
+            self.run_it(dunder={"__compiled__": True}).wait()
+            self.staging.forget.assert_called_once()
+
+
+class Messages(unittest.TestCase):
+    def test_one_of_a_size_that_nobody_reads_has_its_beginning_and_its_end(self):
+        for error, language in (
+            (ValueError("first" + "x" * 5_000_000 + "last"), "python"),
+            (SystemExit("first" + "x" * 5_000_000 + "last"), "python"),
+            (ValueError("first" + "x" * 5_000_000 + "last"), "bash"),
+            (SeamlessStreamTransformationError("first" + "x" * 5_000_000 + "last"), "bash"),
+        ):
+            with self.subTest(type(error), language=language):
+                text = failure.describe(error, language)
+                self.assertLess(len(text), 1_100_000)
+                self.assertIn("first", text[:100])
+                self.assertIn("last", text[-100:])
+                self.assertIn("characters left out", text)
 
 
 class Scratch(Played):

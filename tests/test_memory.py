@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import linecache
 import sys
 import unittest
 import weakref
@@ -14,6 +15,8 @@ import_seamless_remote()
 import seamless  # noqa: E402
 from seamless.caching import eviction_cost  # noqa: E402
 from seamless.caching.buffer_cache import get_buffer_cache  # noqa: E402
+from seamless.checksum import parse_buffer  # noqa: E402
+from seamless_transformer.cached_compile import cached_compile  # noqa: E402
 from seamless_transformer.transformation_cache import get_transformation_cache  # noqa: E402
 
 from seamless_jobserver.worker import memory  # noqa: E402
@@ -85,6 +88,15 @@ class LettingGo(unittest.TestCase):
         self.assertNotEqual(noted(), before)
         let_go()
         self.assertEqual(noted(), before)
+
+    def test_the_code_of_jobs_and_texts_that_were_valid_do_not_add_up(self):
+        for number in range(100):
+            cached_compile("a = 1", f"a job's code {number}")
+            buffer = seamless.Buffer(b"a text %d" % number)
+            parse_buffer.validate_text_celltype("a text", buffer.get_checksum(), "text")
+        let_go()
+        self.assertEqual(len(linecache.cache), 0)
+        self.assertEqual(len(parse_buffer.text_validation_celltype_cache), 0)
 
     def test_what_a_job_leaves_in_cycles_is_gone_however_old_it_has_become(self):
         class Cycle:

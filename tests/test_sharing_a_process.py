@@ -11,7 +11,13 @@ from tests.test_running import ADD, OnAStore
 REPORT = """
 def f(nonce):
     import logging, os, resource, signal, subprocess, sys, threading, warnings, gc, decimal, socket
+    import asyncio, locale, multiprocessing, tempfile, time
     import numpy
+    try:
+        asyncio.get_event_loop().close()
+        has_loop = True
+    except RuntimeError:
+        has_loop = False
     return {
         "pid": os.getpid(),
         "directory": os.getcwd(),
@@ -33,6 +39,18 @@ def f(nonce):
         "numpy errors": numpy.geterr(),
         "socket timeout": socket.getdefaulttimeout(),
         "meta path": len(sys.meta_path),
+        "event loop": has_loop,
+        "environment's class": type(os.environ).__name__,
+        "standard input": sys.stdin is None,
+        "time zone": time.tzname,
+        "locale": locale.setlocale(locale.LC_ALL),
+        "temporary directory": tempfile.gettempdir(),
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "digits": getattr(sys, "get_int_max_str_digits", int)(),
+        "captured warnings": logging._warnings_showwarning is None,
+        "collector's callbacks": len(gc.callbacks),
+        "stack size": threading.stack_size(),
+        "tracing of threads": threading._trace_hook is None,
     }
 """
 
@@ -56,6 +74,37 @@ MEDDLING = {
     "numpy errors": "import numpy; numpy.seterr(all='raise')",
     "socket timeout": "socket.setdefaulttimeout(3)",
     "meta path": "sys.meta_path.append(None)",
+    "event loop": "import asyncio; asyncio.set_event_loop(None)",
+    "environment's class": "os.environ = dict(os.environ)",
+    "standard input": "sys.stdin = sys.__stdin__ = None",
+    "time zone": "import time; os.environ['TZ'] = 'XYZ5'; time.tzset(); del os.environ['TZ']",
+    "locale": "import locale; locale.setlocale(locale.LC_ALL, 'POSIX')",
+    "temporary directory": "import tempfile; os.environ['TMPDIR'] = '/dev/shm'; tempfile.gettempdir()",
+    "start method": "import multiprocessing; multiprocessing.set_start_method('spawn')",
+    "digits": "getattr(sys, 'set_int_max_str_digits', int)(1000)",
+    "captured warnings": "logging.captureWarnings(True)",
+    "collector's callbacks": "gc.callbacks.append(lambda *a: None)",
+    "stack size": "threading.stack_size(2**20)",
+    "tracing of threads": "threading.settrace(lambda *a: None)",
+}
+
+# What a job makes of its standard streams and descriptors.
+STREAMS = (
+    "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')",
+    "import codecs; sys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach())",
+    "sys.stdout = open(sys.stdout.fileno(), 'w', buffering=1)",
+    "sys.stderr = os.fdopen(2, 'w')",
+    "sys.stdout.close(); sys.stderr.close()",
+    "sys.stdout = sys.stderr = None",
+    "del sys.stdout, sys.stderr, sys.__stdout__",
+    "os.close(0); os.close(1); os.close(2)",
+    "open(0).read()",
+)
+
+# As much of matplotlib as keeps something for the whole process.
+MATPLOTLIB = {
+    "__init__.py": "rcParams = {}\ndef rc_file_defaults():\n    rcParams.clear()\n",
+    "pyplot.py": "figures = []\ndef close(which):\n    assert which == 'all'\n    figures.clear()\n",
 }
 
 # A library that installs itself when it is imported, as `six` and many others do.
@@ -160,6 +209,55 @@ class SharedProcess(OnAStore):
             with self.subTest(name):
                 self.meddle(what)
                 self.assertEqual(self.report(), before, self.server.log[-1000:])
+
+    def test_whatever_a_job_makes_of_its_streams_the_next_prints_and_so_do_its_children(self):
+        code = (
+            "def f(nonce):\n    import subprocess\n    print('mine')\n"
+            "    subprocess.run('cat; echo of a child', shell=True, check=True)\n"
+            "    raise ValueError(nonce)\n"
+        )
+        before = self.report()["pid"]
+        for number, what in enumerate(STREAMS):
+            with self.subTest(what):
+                self.meddle(what)
+                said = self.server.run(self.store.request(code, nonce=f"the end {number}")).text
+                self.assertIn(f"ValueError: the end {number}", said)
+                self.assertIn("mine\nof a child\n", said)
+                self.assertNotIn("output was lost", said)
+                self.assertEqual(self.report()["pid"], before, self.server.log[-1000:])
+
+    def test_a_process_that_a_job_has_forked_ends_where_the_jobs_code_ends(self):
+        for end, code in (("sys.exit(7)", 7), ("return 5", 0), ("raise ValueError", 1)):
+            before = self.report()["pid"]
+            job = (
+                f"def f(a):\n    import os, sys\n    child = os.fork()\n    if not child: {end}\n"
+                "    return [a, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]\n"
+            )
+            with self.subTest(end):
+                answer = self.server.run(self.store.request(job, output="plain", a=end))
+                self.assertEqual(self.value(answer), [end, code])
+                self.assertEqual(self.report()["pid"], before, self.server.log[-1000:])
+
+    def test_a_job_that_has_ended_is_not_ended_by_the_interpreter_later(self):
+        self.meddle("import faulthandler; faulthandler.dump_traceback_later(2, exit=True)")
+        code = "def f(a):\n    import time\n    time.sleep(2.5)\n    return a\n"
+        self.assertEqual(self.value(self.server.run(self.store.request(code, a=3))), 3)
+
+    def test_the_next_picture_has_nothing_of_the_last_one_in_it(self):
+        package = self.directory / "pictures" / "matplotlib"
+        package.mkdir(parents=True)
+        for name, content in MATPLOTLIB.items():
+            (package / name).write_text(content)
+        server = self.start(env={"PYTHONPATH": str(package.parent)})
+        code = (
+            "def f(a):\n    import matplotlib\n    from matplotlib import pyplot\n"
+            "    pyplot.figures.append(a)\n    matplotlib.rcParams[a] = a\n"
+            "    return [pyplot.figures, matplotlib.rcParams]\n"
+        )
+        for a in ("one", "two"):
+            answer = server.run(self.store.request(code, output="plain", a=a))
+            self.assertEqual(self.value(answer), [[a], {a: a}])
+        self.assertNotIn("is replaced", server.log)
 
     def test_a_worker_that_cannot_be_put_back_is_replaced(self):
         for name, (what, reason) in PAST_MENDING.items():

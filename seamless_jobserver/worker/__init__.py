@@ -2,7 +2,7 @@
 
 It imports nothing of ``server``; the executor's pipe is the only way between the two.
 
-- A job: ``entry``, ``execution``, ``nested``, ``failure``, ``naming``, ``record``.
+- A job: ``entry``, ``execution``, ``bash``, ``nested``, ``failure``, ``naming``, ``record``.
 - Its buffers: ``staging`` with ``lane``, ``pins``, ``nearby``, ``readfolders`` and ``inputcache``;
   ``confirmations`` and ``safekeeping`` once it has a result.
 - Apart from the next one: ``isolation``, ``capture``, ``memory``.

@@ -10,6 +10,10 @@ store takes the result of the last one, by a thread of its own, and later only g
 
 Three buffers lie between a job and the descriptors: Python's own, which is flushed here; that of
 the C library, flushed through ``fflush(NULL)``; and those of subprocesses, which are theirs.
+
+A job can make anything of the streams that it finds: wrap them, detach them, open their descriptors
+once more. What it has made closes what is below it when it goes. So each job gets streams of its
+own, and both descriptors are pointed anew after what it has made of the last ones has gone.
 """
 
 import ctypes
@@ -40,8 +44,6 @@ class OutputCapture:
         self.make_next()
         self._libc = ctypes.CDLL(None)
         self._file: int | None = None
-        self._stdout = _stream(_STDOUT)
-        self._stderr = _stream(_STDERR)
         self._install()
 
     @contextmanager
@@ -50,6 +52,7 @@ class OutputCapture:
 
         Raises OSError when the file cannot be created; the output then goes nowhere new.
         """
+        _open_standard()  # or the file would get the number of one that is closed
         with ExitStack() as opened:
 
             def held(descriptor: int) -> int:
@@ -61,14 +64,13 @@ class OutputCapture:
             try:
                 self._flush()
                 self._file = file
-                self.mend()
+                _point(file, file)
                 yield
             finally:
                 self._file = None
                 self._flush()
-                os.dup2(before[0], _STDOUT)
-                os.dup2(before[1], _STDERR)
                 self._install()
+                _point(*before)
 
     def make_next(self) -> None:
         """Begin to make the next job's file, if there is none."""
@@ -92,15 +94,17 @@ class OutputCapture:
         that got the number of a closed descriptor would be closed in its place, or close it later.
         """
         if self._file is not None:
-            os.dup2(self._file, _STDOUT)
-            os.dup2(self._file, _STDERR)
+            _point(self._file, self._file)
+            self._flush()
+            self._install()
+            # What the job had made of the last streams may have closed them as it went.
+            _point(self._file, self._file)
+        _open_standard()
 
     def _install(self) -> None:
-        """Put our streams back, whatever a job made of ``sys.stdout``; mend those it closed."""
-        if self._stdout.closed:
-            self._stdout = _stream(_STDOUT)
-        if self._stderr.closed:
-            self._stderr = _stream(_STDERR)
+        """Put new streams in place of whatever a job has made of the last ones."""
+        self._stdout = _stream(_STDOUT)
+        self._stderr = _stream(_STDERR)
         sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc,assignment]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc,assignment]
 
@@ -109,14 +113,41 @@ class OutputCapture:
         for stream in (sys.__dict__.get("stdout"), sys.__dict__.get("stderr")):
             if stream is not self._stdout and stream is not self._stderr:
                 _flush_quietly(stream)
-        _flush_quietly(self._stdout)
-        _flush_quietly(self._stderr)
+        for own in (self._stdout, self._stderr):
+            if _is_whole(own):
+                _flush_quietly(own)
         self._libc.fflush(None)
 
 
 def _make(path: str) -> None:
     # It is closed again: a job may close whatever is open, and open something else in its place.
     os.close(os.open(path, _APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600))
+
+
+def _point(stdout: int, stderr: int) -> None:
+    os.dup2(stdout, _STDOUT)
+    os.dup2(stderr, _STDERR)
+
+
+def _open_standard() -> None:
+    """Let none of the three standard descriptors be free for a file or a connection to get."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened == number:
+                os.set_inheritable(opened, True)
+            else:
+                os.close(opened)  # another thread has just got it
+
+
+def _is_whole(stream: TextIO) -> bool:
+    """Whether a stream has neither been closed nor been taken apart (``detach``)."""
+    try:
+        return not stream.closed
+    except ValueError:
+        return False
 
 
 def _flush_quietly(stream: Any) -> None:

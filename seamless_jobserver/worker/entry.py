@@ -94,6 +94,7 @@ class _Worker:
         import seamless.config
         from seamless_config.select import select_record
 
+        from seamless_jobserver.worker.bash import show_errors
         from seamless_jobserver.worker.capture import OutputCapture
         from seamless_jobserver.worker.confirmations import Confirmations
         from seamless_jobserver.worker.execution import Execution
@@ -115,6 +116,7 @@ class _Worker:
         self._confirmations = Confirmations(directory, self._staging.take_traffic)
         self._meter = Meter(lambda: self._staging.storing_seconds)
         take_over(settings, self._execution.run_and_store, self._meter)
+        show_errors()
         settle()
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 

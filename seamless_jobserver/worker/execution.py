@@ -10,8 +10,12 @@ whose receipt the server awaits while the worker makes the next job ready
 """
 
 import dataclasses
+import os
+import sys
+import traceback
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple, NoReturn
 
 from seamless import Buffer, CacheMissError, Checksum
 from seamless.caching.buffer_cache import get_buffer_cache
@@ -181,6 +185,7 @@ class Execution:
         settle()
         probes = record.probe_context(request, self._staging, input_timeout)
         enter(Phase.RUNNING)
+        process = os.getpid()
         try:
             result = run_transformation_dict(
                 request.transformation,
@@ -190,11 +195,13 @@ class Execution:
                 require_value=not request.scratch,
             )
         finally:
+            if os.getpid() != process:
+                _end_fork(sys.exc_info()[1])
             mend()
+            if is_compiled(request):
+                # Compiled code is given pointers, and can write where Python could not.
+                self._staging.forget(inputs)
         runtime = measurement.finish()
-        if is_compiled(request):
-            # Compiled code is given pointers, and can write where Python could not.
-            self._staging.forget(inputs)
         if parse_remote_job_written(result) is not None:
             written = Outcome(Ending.REMOTE_JOB_WRITTEN, marker=str(result), runtime=runtime)
             return Ended(lambda: written)
@@ -282,6 +289,27 @@ class Execution:
 
         small = sum(map(len, [*parts, *wholes])) <= _SMALL
         return Ended(wait, outcome if small else None)
+
+
+def _end_fork(error: BaseException | None) -> NoReturn:
+    """End a process that a job's code has forked and that has come to the end of that code.
+
+    As a script would end there; here it would go on as a second worker, and answer for the first.
+    """
+    code = 0
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, int):
+            code = error.code & 0xFF
+        elif error.code is not None:
+            print(error.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+            code = 1
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple[Ending, str]:

@@ -8,6 +8,8 @@ from typing import Final
 
 from seamless_transformer import SeamlessStreamTransformationError
 
+_LONGEST: Final = 2**20
+"""Characters of a message: it goes to each of many callers, and is kept for some seconds."""
 _PLUMBING: Final = ("seamless", "seamless_transformer", "seamless_remote", "seamless_jobserver")
 
 
@@ -21,16 +23,24 @@ def describe(error: BaseException, language: str) -> str:
     Python mean nothing to its author, and only the error itself is shown.
     """
     if isinstance(error, SeamlessStreamTransformationError):
-        return str(error).strip("\n") + "\n"  # a report that is complete as it is
+        return _shortened(str(error).strip("\n")) + "\n"  # a report that is complete as it is
     if language != "python":
-        return "".join(traceback.format_exception_only(error))
+        return _shortened("".join(traceback.format_exception_only(error)))
     report = traceback.TracebackException.from_exception(error)
     for part in _chain(report):
         part.stack = traceback.StackSummary.from_list(_prune(list(part.stack)))
     text = "".join(_without_empty_tracebacks(report))
     if isinstance(error, SystemExit):
         text += f"The job ended by sys.exit({error.code!r}): return a result instead.\n"
-    return text
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    """Return `text`, without its middle where it is too long for anybody to read."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
 
 
 def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

@@ -8,7 +8,9 @@ such a finder, which nobody would install again.) What cannot be put back is a r
 worker: `restore` returns it.
 
 Random generators are not put back but seeded anew: jobs that start from the same state would draw
-the same numbers, which is worse than any leak.
+the same numbers, which is worse than any leak. And pyplot's figures and settings are put back where
+it has been imported: it draws onto what there is, so that the next picture would have the last one
+in it.
 
 Around the job, `apart` keeps apart warning filters, and context variables with all that lives in
 them (numpy's error handling and decimal's precision included); `capture` does so for standard
@@ -18,14 +20,18 @@ output and error.
 import asyncio
 import contextvars
 import ctypes
+import faulthandler
 import gc
+import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -86,6 +92,14 @@ class Surroundings:
         }
         self._sys_lists = {name: list(value) for name, value in self._sys.items()}
         self._hooks = sys.excepthook, sys.displayhook, threading.excepthook
+        self._environ = os.environ, os.environb
+        self._stdin = sys.stdin, sys.__stdin__
+        self._gc_callbacks = list(gc.callbacks)
+        self._stack_size = threading.stack_size()
+        self._locale = locale.setlocale(locale.LC_ALL)
+        self._digits = _get_digits()
+        # It comes from the process that has spawned this one, and a job may want to choose.
+        multiprocessing.set_start_method(None, force=True)
         self._recursion_limit = sys.getrecursionlimit()
         self._switch_interval = sys.getswitchinterval()
         self._collector = gc.get_threshold()
@@ -103,7 +117,7 @@ class Surroundings:
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
         self._descriptors = len(os.listdir("/proc/self/fd"))
-        self._resident = read_memory().resident
+        self._grown_from = _own_memory()
 
     def limit_files(self) -> None:
         """Allow no more open files than a job may have, until `restore_limits`."""
@@ -122,6 +136,7 @@ class Surroundings:
                 self.restore_limits,
                 self._restore_signals,
                 self._restore_interpreter,
+                self._restore_libraries,
                 self._restore_logging,
                 self._check_children,
                 self._check_threads,
@@ -132,9 +147,11 @@ class Surroundings:
         return "; ".join(reasons) or None
 
     def _restore_process(self) -> str | None:
+        os.environ, os.environb = self._environ
         if dict(os.environb) != self._environment:
             os.environb.clear()
             os.environb.update(self._environment)
+        time.tzset()
         os.umask(self._umask)
         try:
             os.chdir(self._directory)
@@ -191,14 +208,43 @@ class Surroundings:
         sys.setswitchinterval(self._switch_interval)
         sys.settrace(None)
         sys.setprofile(None)
+        threading.settrace(None)
+        threading.setprofile(None)
+        threading.stack_size(self._stack_size)
+        sys.stdin, sys.__stdin__ = self._stdin  # type: ignore[misc]
+        if self._digits is not None:
+            sys.set_int_max_str_digits(self._digits)
         gc.enable()
         gc.set_threshold(*self._collector)
+        gc.callbacks[:] = self._gc_callbacks
+        faulthandler.cancel_dump_traceback_later()
+        return None
+
+    def _restore_libraries(self) -> str | None:
+        tempfile.tempdir = None
+        multiprocessing.set_start_method(None, force=True)
         socket.setdefaulttimeout(None)
-        asyncio.set_event_loop(None)
+        if sys.version_info < (3, 14):
+            # Once a loop was set, or taken away, no other is made where one is asked for.
+            asyncio.set_event_loop_policy(None)
+        else:
+            asyncio.set_event_loop(None)
+        try:
+            if locale.setlocale(locale.LC_ALL) != self._locale:
+                locale.setlocale(locale.LC_ALL, self._locale)
+        except locale.Error as error:
+            return f"the locale {self._locale} cannot be put back: {error}"
         random.seed()
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed()
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None:
+            try:
+                pyplot.close("all")
+                sys.modules["matplotlib"].rc_file_defaults()
+            except Exception as error:  # noqa: BLE001 - a job may have made anything of it
+                return f"matplotlib cannot be put back: {type(error).__name__}: {error}"
         return None
 
     def _keep_of_libraries(self, name: str) -> None:
@@ -218,6 +264,7 @@ class Surroundings:
 
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
+        logging.captureWarnings(False)
         for name, logger in _all_loggers():
             state = self._loggers.get(name, _NEW_LOGGER)
             if _logger_state(logger) != state:
@@ -254,9 +301,9 @@ class Surroundings:
     def _check_growth(self, kept: int) -> str | None:
         if len(os.listdir("/proc/self/fd")) > self._descriptors + DESCRIPTOR_LIMIT:
             return f"jobs left over {DESCRIPTOR_LIMIT} files open"
-        if read_memory().resident - self._resident - kept > GROWTH_LIMIT:
+        if _own_memory() - self._grown_from - kept > GROWTH_LIMIT:
             self._libc.malloc_trim(0)  # what is free may only not have been given back
-            grown = read_memory().resident - self._resident - kept
+            grown = _own_memory() - self._grown_from - kept
             if grown > GROWTH_LIMIT:
                 return f"it has grown by {grown // 2**20} MB"
         return None
@@ -325,6 +372,19 @@ def _least(*limits: int) -> int:
 
 def _more(limit: int, by: int) -> int:
     return limit if limit == resource.RLIM_INFINITY else limit + by
+
+
+def _own_memory() -> int:
+    """Return the bytes of memory that are this process's own.
+
+    Libraries are files, which the next worker would map again.
+    """
+    memory = read_memory()
+    return memory.resident - memory.files
+
+
+def _get_digits() -> int | None:
+    return sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
 
 
 def _get_umask() -> int:

@@ -6,7 +6,8 @@ places: the strong cache, where temporary references fade but are taken away onl
 run; the weak cache, which empties itself; and four small caches of the last values and buffers
 used, which hold ten each however large they are. Beside them it notes the length of every buffer it
 ever saw, and which were scratch, for as long as the process lives; the collector would look through
-those notes after each job, and be slower from job to job. And it notes the results of nested jobs:
+those notes after each job, and be slower from job to job. So do the lines of each job's code, for
+tracebacks, and the texts that were found to be valid. And it notes the results of nested jobs:
 where the buffers have been let go of, it would promise to the store what nobody has.
 
 The small caches are turned off in a worker, where nested transformations run in threads: two that
@@ -19,6 +20,7 @@ the job can have grown old: a tenth of a millisecond instead of tens.
 """
 
 import gc
+import linecache
 import sys
 from typing import Any, Final
 
@@ -97,6 +99,10 @@ def let_go() -> None:
         for notes in _notes(cache):
             for checksum in [one for one in notes if one not in cache.strong_cache]:
                 _drop(notes, checksum)
+    linecache.clearcache()
+    texts = getattr(parse_buffer, "text_validation_celltype_cache", None)
+    if isinstance(texts, set):  # private, as all of these
+        texts.clear()
     _forget_results()
     _collect()
 
