@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import unittest
+from socketserver import TCPServer
 from unittest import mock
 
 from seamless_jobserver.server import ending, lifecycle
@@ -154,6 +155,23 @@ class AtTheVeryMoment(unittest.TestCase):
             self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
         self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
         self.ask(self.connect())
+
+    def test_one_that_cannot_be_accepted_for_want_of_descriptors_keeps_the_server(self):
+        self.server.suspend()
+        peer = self.connect()
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        accept = TCPServer.get_request
+        want = [OSError(errno.EMFILE, "Too many open files")]
+
+        def accept_or_not(server):
+            if want:
+                raise want.pop()
+            return accept(server)
+
+        with mock.patch.object(TCPServer, "get_request", accept_or_not):
+            self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+            self.assertEqual(want, [])
+            self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
 
     def test_a_connection_waits_for_a_thread_when_there_is_none_to_be_had(self):
         start = threading.Thread.start

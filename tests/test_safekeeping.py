@@ -59,7 +59,7 @@ class Kept(unittest.TestCase):
         self.safekeeping = Safekeeping({})
 
     def keep(self):
-        told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT])
+        told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT], whole=True)
         self.assertIn("is kept on this machine", told)
         kept = self.safekeeping.find(REQUEST)
         self.assertIsNotNone(kept)
@@ -94,7 +94,9 @@ class Kept(unittest.TestCase):
         self.keep()
         recorded = dataclasses.replace(REQUEST, record=True)
         self.assertIsNone(self.safekeeping.find(recorded))
-        self.safekeeping.keep(recorded, OUTCOME, [RESULT])
+        self.safekeeping.keep(recorded, OUTCOME, [RESULT], whole=False)
+        self.assertIsNone(self.safekeeping.find(recorded))
+        self.safekeeping.keep(recorded, OUTCOME, [RESULT], whole=True)
         self.assertIsNotNone(self.safekeeping.find(recorded))
         self.assertIsNotNone(self.safekeeping.find(REQUEST))
 
@@ -190,7 +192,7 @@ class Kept(unittest.TestCase):
     def test_nothing_is_kept_where_others_may_write(self):
         (self.directory / "spool").mkdir()
         (self.directory / "spool").chmod(0o777)
-        told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT])
+        told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT], whole=True)
         self.assertIn("others may write there", told)
 
     def test_all_of_it_is_the_users_alone_whatever_the_umask(self):
@@ -229,7 +231,7 @@ class WithoutHome(unittest.TestCase):
     def test_nothing_is_kept_and_the_caller_is_told_what_to_do(self):
         safekeeping = Safekeeping({})
         self.assertIsNone(safekeeping.find(REQUEST))
-        told = safekeeping.keep(REQUEST, OUTCOME, [RESULT])
+        told = safekeeping.keep(REQUEST, OUTCOME, [RESULT], whole=True)
         self.assertIn("without a home directory", told)
         self.assertIn("SEAMLESS_JOBSERVER_SPOOL", told)
 

@@ -10,11 +10,13 @@ from unittest import mock
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
+from seamless_jobserver.server import errands
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import State
 from seamless_jobserver.server.service import Policy, Service
+from seamless_jobserver.server.slot import SlotState
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
 RESULT = Outcome(Ending.RESULT, result_checksum="cd" * 32)
@@ -31,6 +33,8 @@ class FakeSlot:
         self.number = 1
         self.job_name = ""
         self.busy = False
+        self.down = False
+        self.problem = None
         self.phase = Phase.RUNNING
         self.runs = []
         self.patience = []
@@ -40,6 +44,12 @@ class FakeSlot:
         self.settled = True
         self.settlement = asyncio.Event()
         self.end = None
+
+    @property
+    def state(self):
+        if self.down:
+            return SlotState.DOWN
+        return SlotState.BUSY if self.busy else SlotState.IDLE
 
     def reserve(self):
         self.busy = True
@@ -64,6 +74,7 @@ class FakeSlot:
 
     async def record(self, request, result):
         self.recorded.append((request.checksum, result))
+        return self.problem
 
     def free(self, _retire=None):
         self.busy = False
@@ -175,6 +186,64 @@ class Callers(ServiceCase):
         await self.settle()
         self.assertEqual(self.slots.slots[0].recorded, [("2" * 64, "cd" * 32)])
         self.assertFalse(self.slots.slots[0].busy)
+
+    async def test_a_database_that_is_away_leaves_the_slots_to_the_jobs(self):
+        (slot,) = self.slots.slots
+        slot.problem = "it does not answer"
+        with mock.patch.object(errands, "_FIRST_PAUSE", 0.05):
+            with self.assertLogs("seamless_jobserver.server.errands", "WARNING"):
+                for digit in "345":
+                    await self.service.note_unheard(request(digit), RESULT)
+                await self.settle()
+            self.assertEqual(len(slot.recorded), 1, "the others are not tried as well")
+            # Nor is it asked at the end of a job that nobody waits for.
+            await self.leave(await self.call(request("6")))
+            slot.end.set_result(RESULT)
+            await self.until_state(request("6"), State.DONE)
+            self.assertEqual(len(slot.recorded), 1)
+            slot.problem = None
+            told = {request(digit).checksum for digit in "3456"}
+
+            async def all_told():
+                while {checksum for checksum, _ in slot.recorded} != told:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.005)
+
+            await asyncio.wait_for(all_told(), 20)
+        self.assertEqual(len(slot.recorded), 5)
+
+    async def test_a_database_that_hangs_takes_a_tenth_of_the_time_of_one_slot(self):
+        await self.make(slots=2)
+        sleep = asyncio.sleep
+        pauses, under_way, most = [], 0, 0
+
+        async def record(*_):
+            nonlocal most, under_way
+            under_way += 1
+            most = max(most, under_way)
+            await sleep(0.05)
+            under_way -= 1
+            return "it does not answer"
+
+        async def pause(seconds):
+            pauses.append(seconds)
+            await sleep(0)
+
+        async def paused(times):
+            while len(pauses) < times:
+                await sleep(0.005)
+
+        for slot in self.slots.slots:
+            slot.record = record
+        with mock.patch.object(errands.asyncio, "sleep", pause):
+            for digit in "34":
+                await self.service.note_unheard(request(digit), RESULT)
+            await asyncio.wait_for(paused(1), 20)
+            self.assertEqual(most, 2, "all slots, as long as nothing is known of it")
+            most = 0
+            await asyncio.wait_for(paused(4), 20)
+            self.assertEqual(most, 1)
+            self.assertGreaterEqual(min(pauses), 9 * 0.05)
+            await self.service.close(0.0)
 
     async def test_a_job_that_goes_back_to_the_queue_unheard_is_dropped_after_a_while(self):
         await self.make(slots=2)
@@ -404,6 +473,19 @@ class Refusals(ServiceCase):
         with self.assertRaises(RecordModeMismatch):
             await self.service.run(request(record=True))
 
+    async def test_a_job_that_goes_back_to_the_queue_has_the_rest_of_the_grace(self):
+        (slot,) = self.slots.slots
+        first = await self.call(request("1"))
+        await self.service.refuse(ShuttingDown())
+        closing = asyncio.ensure_future(self.service.close(60.0))
+        await self.settle()
+        slot.end.set_exception(WorkerLost("It was killed.\n"))
+        await self.settle()
+        self.assertEqual(len(slot.runs), 2)
+        slot.end.set_result(RESULT)
+        self.assertIs((await asyncio.wait_for(first, 20)).ending, Ending.RESULT)
+        await asyncio.wait_for(closing, 20)
+
     async def test_nothing_new_is_taken_at_the_end_and_what_is_queued_is_answered(self):
         running, queued = await self.call(request("1")), await self.call(request("2"))
         await self.service.refuse(ShuttingDown())
@@ -484,9 +566,6 @@ class Mishaps(ServiceCase):
         with self.assertRaises(asyncio.CancelledError):
             await asyncio.wait_for(first, 20)
         await self.settle()
-        await self.call(request("2"))  # a slot is looked for when something happens
-        slot.end.set_result(RESULT)
-        await self.settle()
         self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
 
 
@@ -505,6 +584,22 @@ class Nested(ServiceCase):
         await self.settle()
         self.slots.slots[0].end.set_result(RESULT)
         self.assertIs((await asyncio.wait_for(other, 20)).ending, Ending.LOST)
+
+    async def test_when_the_worker_has_died_how_it_did_is_what_all_are_told(self):
+        ended = []
+        await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
+        (slot,) = self.slots.slots
+        await self.call(request("1"))
+        number = await self.service.run_nested(request("2"), slot.number)
+        await self.service.start_hosted(number, "inner")
+        other = asyncio.ensure_future(self.service.run(request("2")))
+        await self.settle()
+        slot.down = True
+        slot.end.set_result(Outcome(Ending.CRASHED, message="It died.\n"))
+        await self.settle()
+        self.assertFalse(other.done())
+        ended[0](slot.number, None)
+        self.assertIs((await asyncio.wait_for(other, 20)).ending, Ending.CRASHED)
 
     async def test_it_gets_no_slot_that_could_hand_it_back(self):
         (slot,) = self.slots.slots

@@ -70,8 +70,8 @@ class FakeWorker:
     def forget(self):
         pass
 
-    async def close(self, _timeout):
-        pass
+    async def close(self, timeout):
+        self.closed_within = timeout
 
 
 class SlotsCase(unittest.IsolatedAsyncioTestCase):
@@ -96,6 +96,35 @@ class SlotsCase(unittest.IsolatedAsyncioTestCase):
             self.slots.start()
             yield
             await self.slots.close(0.0)
+
+
+class End(SlotsCase):
+    async def test_only_a_worker_that_is_idle_gets_time_to_end_by_itself(self):
+        await self.asyncSetUp(2)
+        workers = []
+
+        def make(*_):
+            workers.append(FakeWorker())
+            return workers[-1]
+
+        with mock.patch.object(slots_module, "Worker", make):
+            self.slots.start()
+            while [slot.state for slot in self.slots.all] != 2 * [SlotState.IDLE]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            busy, _ = self.slots.all
+            busy.reserve()
+
+            async def work():
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    busy.free()
+
+            task = asyncio.ensure_future(work())
+            await asyncio.sleep(0)
+            task.cancel()
+            await self.slots.close(1.0)
+        self.assertEqual([worker.closed_within for worker in workers], [0.0, 1.0])
 
 
 class Want(SlotsCase):

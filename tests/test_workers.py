@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import multiprocessing
 import os
 import struct
 import subprocess
@@ -12,9 +14,9 @@ from unittest import mock
 
 from seamless_jobserver.messages import WorkerProgram
 from seamless_jobserver.server import workers
-from seamless_jobserver.server.workers import Worker
+from seamless_jobserver.server.workers import Worker, WorkerStartFailed
 from tests.machine import may_mount
-from tests.stack import PATIENCE, ROOT, temporary_directory
+from tests.stack import PATIENCE, ROOT, temporary_directory, wait_until
 from tests.test_service import request
 from tests.test_slots import SETTINGS
 
@@ -86,6 +88,37 @@ class Death(unittest.IsolatedAsyncioTestCase):
             with self.assertRaises(BrokenExecutor):
                 await asyncio.wait_for(answer, PATIENCE)
             self.assertIn("exit code 3", await worker.describe_end())
+
+    async def test_a_worker_is_ended_also_when_there_is_no_thread_to_wait_for_it(self):
+        async with self.worker() as worker:
+            loop = asyncio.get_running_loop()
+            want = RuntimeError("can't start new thread")
+            with (
+                mock.patch.object(loop, "run_in_executor", side_effect=want),
+                self.assertLogs("seamless_jobserver.server.workers", "WARNING"),
+            ):
+                await worker.close(60.0)
+                await worker.describe_end()
+            self.assertIn("SIGKILL", await worker.describe_end())
+
+    async def test_a_worker_that_cannot_be_looked_at_is_not_left_behind(self):
+        with temporary_directory() as directory:
+            program = WorkerProgram(come_up, die_while_answering, print, print)
+            want = OSError(24, "Too many open files")
+            before = len(os.listdir("/proc/self/fd"))
+            with (
+                mock.patch.object(workers.ProcessId, "of", side_effect=want),
+                self.assertRaises(WorkerStartFailed),
+            ):
+                Worker(program, SETTINGS, str(directory / "worker"))
+            self.assertEqual(list(directory.iterdir()), [])
+            for process in multiprocessing.active_children():
+                process.join(PATIENCE)
+            self.assertEqual(multiprocessing.active_children(), [])
+            gc.collect()
+            wait_until(
+                lambda: len(os.listdir("/proc/self/fd")) <= before, "its descriptors are closed"
+            )
 
     async def test_a_worker_is_ended_also_when_nothing_can_be_looked_up(self):
         async def kill(worker):

@@ -3,8 +3,9 @@
 A result whose callers have all gone is told to the database by a worker, which would otherwise be
 the caller's task. That takes a moment, and comes before the next job: whoever asks for the result
 meanwhile would have it computed again. A database that is away is told later, for as long as a
-result is offered to the store. A slot that has handed back a job is kept until the store
-has taken the result that it owes (`seamless_jobserver.receipts`).
+result is offered to the store, and takes at most a tenth of the time of one slot meanwhile: one
+that hangs takes long to be given up, and is not to hold up the jobs. A slot that has handed back a
+job is kept until the store has taken the result that it owes (`seamless_jobserver.receipts`).
 
 All of it runs on the event loop.
 """
@@ -24,17 +25,18 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
+_FOR_JOBS: Final = 9
+"""How many times as long as the last attempt took all slots are left to the jobs."""
 _UNHEARD: Final = 1000
 """Results without a caller that are kept in mind until a worker is free to record them."""
 
 
 class _Unheard(NamedTuple):
-    """What the database is to be told, until when, and the pause before the next try."""
+    """What the database is to be told, and until when that is tried."""
 
     request: RunRequest
     result: str
     until: float
-    pause: float
 
 
 class Errands:
@@ -49,6 +51,10 @@ class Errands:
         self._done = done
         self._patience = patience
         self._unheard: deque[_Unheard] = deque(maxlen=_UNHEARD)
+        # 0 for as long as the database takes what it is told.
+        self._pause = 0.0
+        self._paused = False
+        self._asking = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
@@ -59,8 +65,9 @@ class Errands:
 
     def send_out(self, slots: Slots) -> None:
         """Have idle slots record what nobody has heard, until one of the two runs out."""
-        while self._unheard and (slot := slots.idle()) is not None:
+        while self._unheard and self._may_ask() and (slot := slots.idle()) is not None:
             slot.reserve()
+            self._asking += 1
             self._send(slot, self._tell(slot, self._unheard.popleft()))
 
     def keep_until_settled(self, slot: Slot) -> None:
@@ -70,8 +77,17 @@ class Errands:
     async def record(self, slot: Slot, request: RunRequest, outcome: Outcome) -> None:
         """Have the worker of a reserved slot tell the database of a result, now or later."""
         one = self._to_tell(request, outcome)
-        if one is not None:
+        if one is None:
+            return
+        if self._may_ask():
+            self._asking += 1
             await self._tell(slot, one)
+        else:
+            self._unheard.append(one)
+
+    def _may_ask(self) -> bool:
+        """Whether the database may be asked now: where it was away the last time, by one slot."""
+        return not self._paused and not (self._pause and self._asking)
 
     def cancel(self) -> None:
         """Cancel all that is under way."""
@@ -84,21 +100,34 @@ class Errands:
         if outcome.result_checksum is None:
             return None
         until = asyncio.get_running_loop().time() + self._patience
-        return _Unheard(request, outcome.result_checksum, until, _FIRST_PAUSE)
+        return _Unheard(request, outcome.result_checksum, until)
 
     async def _tell(self, slot: Slot, one: _Unheard) -> None:
-        problem = await slot.record(one.request, one.result)
+        """Have a slot tell the database, once `_asking` counts it: not only when this runs."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            problem = await slot.record(one.request, one.result)
+        finally:
+            self._asking -= 1
         about = {"job": one.request.checksum}
         if problem is None:
+            self._pause = 0.0
             _log.info("nobody waits: its result is in the database", extra=about)
             return
         _log.warning("its result is not in the database: %s", problem, extra=about)
-        if asyncio.get_running_loop().time() + one.pause < one.until:
-            self._start(self._tell_later(one))
+        took = loop.time() - begun
+        if not self._paused:
+            longer = min(2 * self._pause or _FIRST_PAUSE, _LONGEST_PAUSE)
+            self._pause = max(longer, _FOR_JOBS * took)
+            self._paused = True
+            self._start(self._end_pause(self._pause))
+        if loop.time() + self._pause < one.until:
+            self._unheard.append(one)
 
-    async def _tell_later(self, one: _Unheard) -> None:
-        await asyncio.sleep(one.pause)
-        self._unheard.append(one._replace(pause=min(2 * one.pause, _LONGEST_PAUSE)))
+    async def _end_pause(self, after: float) -> None:
+        await asyncio.sleep(after)
+        self._paused = False
         self._done()
 
     def _send(self, slot: Slot, work: Coroutine[Any, Any, None]) -> None:

@@ -103,6 +103,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._acceptor: threading.Thread | None = None
         # By the acceptor, or by others while that is parked.
         self._held: list[tuple[Any, Any]] = []
+        self._short = False
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
@@ -134,7 +135,7 @@ class JobHTTPServer(ThreadingHTTPServer):
     @property
     def holds(self) -> bool:
         """Whether, while `suspend`ed, a connection is there that cannot be served at the moment."""
-        return bool(self._held)
+        return bool(self._held) or self._short
 
     def start(self) -> None:
         """Accept connections from now on, in a thread, which stays until the end.
@@ -158,6 +159,7 @@ class JobHTTPServer(ThreadingHTTPServer):
     def accept_waiting(self) -> int:
         """Accept the connections that wait in the backlog, while `suspend`ed; return how many."""
         before = self.counts[1]
+        self._short = False
         self.timeout = 0  # for `handle_request`, which then accepts one that is there, or none
         for _ in range(BACKLOG):
             accepted = self.counts[1]
@@ -198,6 +200,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             return super().get_request()
         except OSError as error:
             if error.errno in SHORTAGE:
+                self._short = True
                 # It is still in the backlog, so that the next try would come, and fail, at once.
                 self._over_within(_ROOM_INTERVAL)
             raise

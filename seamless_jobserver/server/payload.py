@@ -17,9 +17,9 @@ _CHECKSUM_KEYS: Final = ("__env__", "__schema__", "__header__", "__compilation__
 _OBJECT_KEYS: Final = ("__as__", "__format__", "__meta__")
 _TEXT_KEYS: Final = ("__language__", "__code_checksum__", "__code_text__")
 _MAX_DEPTH: Final = 100
-_MOST_VALUES: Final = 1_000_000
 """Levels of arrays and objects in a request. Seamless's own have five; what is passed on to a
 worker is pickled, which at some hundreds would end in an error that nobody could make sense of."""
+_MOST_VALUES: Final = 1_000_000
 
 
 def parse_checksum(text: str) -> str | None:

@@ -34,7 +34,7 @@ from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
 from seamless_jobserver.server.journal import Journal, problem_of
-from seamless_jobserver.server.slot import Slot
+from seamless_jobserver.server.slot import Slot, SlotState
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
@@ -219,10 +219,17 @@ class Service:
 
     async def close(self, grace: float) -> None:
         """Let what runs go on for `grace` seconds, then end it, the slots and their workers."""
-        wanted = [task for task, job in self._work.items() if job.state.active]
-        if wanted and grace:
-            _log.info("waiting up to %g s for %d running jobs", grace, len(wanted))
-            await asyncio.wait(wanted, timeout=grace)
+        deadline = asyncio.get_running_loop().time() + grace
+        told = False
+        # Again and again: one that goes back to the queue meanwhile is run by another worker.
+        while wanted := [self._ends[job.number] for job in self._table.active()]:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            if not told:
+                _log.info("waiting up to %g s for %d running jobs", grace, len(wanted))
+                told = True
+            await asyncio.wait(wanted, timeout=left)
         for timer in self._abandoned.values():
             timer.cancel()
         for job in list(self._table.active()):
@@ -258,6 +265,7 @@ class Service:
             if end.done() and job.waiters == 1:
                 # It has gone at the very moment at which it would have had its answer.
                 self._errands.note_unheard(request, end.result())
+                self._dispatch()
             raise
         finally:
             job.waiters -= 1
@@ -412,7 +420,9 @@ class Service:
             # Another slot may have it sooner than this one, which can do nothing for the moment.
             blocked = isinstance(loss, NotBegun)
         finally:
-            self._lose_unreported(slot.number)
+            if slot.state is SlotState.BUSY:
+                # Else its worker has ended, and `_lose_hosted` says why.
+                self._lose_unreported(slot.number)
             self.journal.named(job, slot.job_name)
             del self._places[job.number]
             if blocked:

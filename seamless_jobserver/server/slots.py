@@ -99,6 +99,8 @@ class Slots:
 
     async def close(self, timeout: float) -> None:
         """End every worker: those that are idle by themselves within `timeout` seconds."""
+        # Looked at before anything is waited for: who is canceled then frees the slot that it has.
+        idle = [slot for slot in self._slots if slot.state is SlotState.IDLE]
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -106,7 +108,7 @@ class Slots:
         for slot in self._slots:
             worker, slot.worker = slot.worker, None
             if worker is not None:
-                endings.append(worker.close(timeout if slot.state is SlotState.IDLE else 0.0))
+                endings.append(worker.close(timeout if slot in idle else 0.0))
                 worker.forget()
             slot.state = SlotState.DOWN
         await asyncio.gather(*endings)

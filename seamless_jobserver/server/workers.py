@@ -80,8 +80,14 @@ class Worker:
         try:
             os.mkdir(directory, 0o700)
             self._progress = Progress(directory, create=True)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise WorkerStartFailed(f"{directory} cannot be made: {error}") from error
+        try:
             self._receipts = Receipts(directory)
         except OSError as error:
+            self._progress.close()
+            shutil.rmtree(directory, ignore_errors=True)
             raise WorkerStartFailed(f"{directory} cannot be made: {error}") from error
         self._kills = OutOfMemoryKills()
         self.verdict: str | None = None
@@ -93,7 +99,13 @@ class Worker:
             # own, and the executor, half started, may or may not have a process already.
             self.forget()
             raise WorkerStartFailed(f"no process could be started: {error}") from error
-        self._identity = ProcessId.of(self.pid)
+        try:
+            self._identity = ProcessId.of(self.pid)
+        except OSError as error:
+            self._executor.shutdown(wait=False)
+            self._process.kill()
+            self.forget()
+            raise WorkerStartFailed(f"its process cannot be looked at: {error}") from error
 
     def _start(self, settings: WorkerSettings) -> None:
         self._executor = ProcessPoolExecutor(
@@ -199,7 +211,10 @@ class Worker:
 
     async def describe_end(self) -> str:
         """Return how the process ended, in words: the signal or exit code, and the likely cause."""
-        code = await asyncio.get_running_loop().run_in_executor(None, self._exit_code)
+        try:
+            code = await asyncio.get_running_loop().run_in_executor(None, self._exit_code)
+        except RuntimeError:
+            code = self._process.exitcode  # for want of a thread: it may not be known yet
         return describe_exit(code, out_of_memory=code == -signal.SIGKILL and self._kills.happened)
 
     def _exit_code(self) -> int | None:
@@ -264,5 +279,8 @@ class Worker:
         """Let an idle process end by itself within `timeout` seconds, then kill what is left."""
         self._executor.shutdown(wait=False)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._process.join, timeout)
+        try:
+            await loop.run_in_executor(None, self._process.join, timeout)
+        except RuntimeError as error:
+            _log.warning("worker process %d is not waited for: %s", self.pid, error)
         self.kill()

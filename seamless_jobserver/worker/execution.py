@@ -268,12 +268,15 @@ class Execution:
         if buffer is not None and is_deep_celltype(request.transformation["__output__"][1]):
             parts = held_leaves(buffer.get_value("plain"))
 
+        completed = False
+
         def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
-            advice = self._safekeeping.keep(request, outcome, [*parts, *wholes])
+            advice = self._safekeeping.keep(request, outcome, [*parts, *wholes], whole=completed)
             return StoreUnavailable(f"{error}{advice}")
 
         try:
             outcome = complete()
+            completed = True
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
             begun = self._staging.begin_to_store(wholes)

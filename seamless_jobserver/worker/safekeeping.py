@@ -62,10 +62,13 @@ class Safekeeping:
             remark="its result had been computed before, and is stored now",
         )
 
-    def keep(self, request: RunRequest, outcome: Outcome, buffers: list[Buffer]) -> str:
+    def keep(
+        self, request: RunRequest, outcome: Outcome, buffers: list[Buffer], *, whole: bool
+    ) -> str:
         """Keep a result, which `outcome` would have told of if it could have been stored.
 
-        Returns what its caller should know and do. Never raises.
+        Unless the outcome is `whole`, with all that its record needs, it will not do in record
+        mode. Returns what its caller should know and do. Never raises.
         """
         if self._spool is None:
             return (
@@ -80,7 +83,7 @@ class Safekeeping:
             "stores": self._stores,
             "databases": self._databases,
             "runtime": outcome.runtime,
-            "record": request.record,
+            "record": request.record and whole,
             "extra": outcome.extra,
         }
         contents = {buffer.get_checksum().hex(): bytes(buffer.content) for buffer in buffers}
