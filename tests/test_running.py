@@ -368,6 +368,14 @@ class Failures(OnOneServer):
         self.assertIn("to stderr\n", text)
         self.assertNotIn("Traceback", text)
 
+    def test_bash_may_print_more_errors_than_a_pipe_holds(self):
+        loop = "for i in $(seq 20000); do echo line $i >&2; done\n"
+        request = self.store.request(
+            loop + "echo 1 > RESULT\n", language="bash", output="text", a="x"
+        )
+        self.assertEqual(self.result(self.server.run(request)), b"1\n")
+        self.assertIn("\nline 20000\n", self.fails(loop + "false\n", language="bash", a="x"))
+
     def test_a_store_that_takes_nothing_is_found_out_before_the_work(self):
         parameters = self.store.parameters()
         parameters["buffer"][0]["readonly"] = True

@@ -68,9 +68,7 @@ class OutputCapture:
                 yield
             finally:
                 self._file = None
-                self._flush()
-                self._install()
-                _point(*before)
+                self._renew(*before)
 
     def make_next(self) -> None:
         """Begin to make the next job's file, if there is none."""
@@ -95,11 +93,19 @@ class OutputCapture:
         """
         if self._file is not None:
             _point(self._file, self._file)
-            self._flush()
-            self._install()
-            # What the job had made of the last streams may have closed them as it went.
-            _point(self._file, self._file)
+            self._renew(self._file, self._file)
         _open_standard()
+
+    def _renew(self, stdout: int, stderr: int) -> None:
+        """Point the descriptors at others, with new streams, when all has been written.
+
+        Twice: what a job has made of the last streams can close them when it is flushed, and as it
+        goes.
+        """
+        self._flush()
+        _point(stdout, stderr)
+        self._install()
+        _point(stdout, stderr)
 
     def _install(self) -> None:
         """Put new streams in place of whatever a job has made of the last ones."""
