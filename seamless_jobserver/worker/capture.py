@@ -68,7 +68,8 @@ class OutputCapture:
                 yield
             finally:
                 self._file = None
-                self._renew(*before)
+                self._flush()
+                _point(*before)
 
     def make_next(self) -> None:
         """Begin to make the next job's file, if there is none."""
@@ -86,26 +87,19 @@ class OutputCapture:
         return os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, 0o600)
 
     def mend(self) -> None:
-        """Point both descriptors at the present job's file again, if a job has closed them.
+        """Point both descriptors at the present job's file again, with new streams on them.
 
         To be called when the job's code has ended, before anything else is opened: a connection
         that got the number of a closed descriptor would be closed in its place, or close it later.
         """
         if self._file is not None:
             _point(self._file, self._file)
-            self._renew(self._file, self._file)
+            # What the job has made of its streams can close them as it is flushed, and as it goes.
+            self._flush()
+            _point(self._file, self._file)
+            self._install()
+            _point(self._file, self._file)
         _open_standard()
-
-    def _renew(self, stdout: int, stderr: int) -> None:
-        """Point the descriptors at others, with new streams, when all has been written.
-
-        Twice: what a job has made of the last streams can close them when it is flushed, and as it
-        goes.
-        """
-        self._flush()
-        _point(stdout, stderr)
-        self._install()
-        _point(stdout, stderr)
 
     def _install(self) -> None:
         """Put new streams in place of whatever a job has made of the last ones."""

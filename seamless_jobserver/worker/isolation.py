@@ -93,6 +93,7 @@ class Surroundings:
         self._sys_lists = {name: list(value) for name, value in self._sys.items()}
         self._hooks = sys.excepthook, sys.displayhook, threading.excepthook
         self._environ = os.environ, os.environb
+        self._time_zone = _time_zone()
         self._stdin = sys.stdin, sys.__stdin__
         self._gc_callbacks = list(gc.callbacks)
         self._stack_size = threading.stack_size()
@@ -151,7 +152,8 @@ class Surroundings:
         if dict(os.environb) != self._environment:
             os.environb.clear()
             os.environb.update(self._environment)
-        time.tzset()
+        if _time_zone() != self._time_zone:
+            time.tzset()
         os.umask(self._umask)
         try:
             os.chdir(self._directory)
@@ -381,6 +383,10 @@ def _own_memory() -> int:
     """
     memory = read_memory()
     return memory.resident - memory.files
+
+
+def _time_zone() -> tuple[tuple[str, str], int, int]:
+    return time.tzname, time.timezone, time.altzone
 
 
 def _get_digits() -> int | None:
