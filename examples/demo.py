@@ -25,6 +25,7 @@ def main():
             [sys.executable, "workflow.py"],
             cwd=cluster.project,
             env=cluster.environment,
+            timeout=600,
             check=False,
         )
         print("\nThe jobserver's log:", cluster.log("jobserver"), sep="\n", flush=True)

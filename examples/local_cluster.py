@@ -95,5 +95,7 @@ class LocalCluster:
 
     def remove(self) -> None:
         """Stop all services and remove the directory."""
-        self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
