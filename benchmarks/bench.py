@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.caller import BenchmarkFailed
+from benchmarks.caller import BenchmarkFailed, burst, encode
 from benchmarks.figures import Curve, Figure, Results
 from benchmarks.recipes import Recipes
 from benchmarks.subjects import FLOOR, OURS, SERVERS, UPSTREAM, Floor, Server, Subject
@@ -85,16 +85,24 @@ class Bench:
     @contextlib.contextmanager
     def server(self, name: str, *, folder: bool = False, workers: int = 1) -> Iterator[Server]:
         """Run one jobserver, warm in all its workers."""
-        server = Server(
-            lambda: Jobserver(
+
+        def start() -> Jobserver:
+            jobserver = Jobserver(
                 self.new_folder(name),
                 self.parameters(folder=folder),
                 workers=workers,
                 command=self.command(name),
             )
-        )
+            try:
+                jobs = self.recipes.small(8 * workers)
+                burst(jobserver.port, [encode(job) for job in jobs], 4 * workers)
+            except BaseException:
+                jobserver.stop()
+                raise
+            return jobserver
+
+        server = Server(start)
         try:
-            server.at_once(self.recipes.small(8 * workers), 4 * workers)
             yield server
         finally:
             server.stop()

@@ -43,6 +43,8 @@ def f(nonce):
         "environment's class": type(os.environ).__name__,
         "standard input": sys.stdin is None,
         "time zone": time.tzname,
+        "the C library's time zone": time.localtime(0).tm_gmtoff,
+        "how warnings are shown": warnings.showwarning.__module__,
         "locale": locale.setlocale(locale.LC_ALL),
         "temporary directory": tempfile.gettempdir(),
         "start method": multiprocessing.get_start_method(allow_none=True),
@@ -78,6 +80,8 @@ MEDDLING = {
     "environment's class": "os.environ = dict(os.environ)",
     "standard input": "sys.stdin = sys.__stdin__ = None",
     "time zone": "import time; os.environ['TZ'] = 'XYZ5'; time.tzset(); del os.environ['TZ']",
+    "the C library's time zone": "import time; os.environ['TZ'] = 'XYZ5'; time.mktime(time.localtime())",
+    "how warnings are shown": "warnings.showwarning = print; logging.captureWarnings(True)",
     "locale": "import locale; locale.setlocale(locale.LC_ALL, 'POSIX')",
     "temporary directory": "import tempfile; os.environ['TMPDIR'] = '/dev/shm'; tempfile.gettempdir()",
     "start method": "import multiprocessing; multiprocessing.set_start_method('spawn')",
@@ -128,6 +132,12 @@ sys.meta_path.insert(0, Finder())
 def hook(path):
     raise ImportError(path)
 sys.path_hooks.append(hook)
+import gc
+def collecting(*_):
+    pass
+gc.callbacks.append(collecting)
+def say(text, out=sys.stdout):
+    out.write(text)
 """
 LIBRARY_REPORT = """
 def f(number):
@@ -142,6 +152,7 @@ def f(number):
         [name(one) for one in sys.path_hooks],
         [name(one) for one in logging.getLogger("installed").handlers],
         [name(one) for one in logging.getLogger("installed.part").handlers],
+        [name(one) for one in __import__("gc").callbacks if "collecting" in name(one)],
         [name(one) for one in logging.getLogger("of.a.job").handlers + logging.root.handlers],
     ]
 """
@@ -227,7 +238,13 @@ class SharedProcess(OnAStore):
                 self.assertEqual(self.report()["pid"], before, self.server.log[-1000:])
 
     def test_a_process_that_a_job_has_forked_ends_where_the_jobs_code_ends(self):
-        for end, code in (("sys.exit(7)", 7), ("return 5", 0), ("raise ValueError", 1)):
+        for end, code in (
+            ("sys.exit(7)", 7),
+            ("return 5", 0),
+            ("raise ValueError", 1),
+            ("sys.stdout = sys.stderr = None; raise ValueError", 1),
+            ("sys.stderr.close(); sys.exit('no')", 1),
+        ):
             before = self.report()["pid"]
             job = (
                 f"def f(a):\n    import os, sys\n    child = os.fork()\n    if not child: {end}\n"
@@ -282,13 +299,17 @@ class SharedProcess(OnAStore):
         self.assertEqual(first[0], 42)
         self.assertEqual(first[1][0], "Finder")
         self.assertEqual(first[2][-1], "hook")
-        self.assertEqual(first[3:], [["NullHandler"], ["Own"], []])
+        self.assertEqual(first[3:], [["NullHandler"], ["Own"], ["collecting"], []])
         self.assertEqual(report(), first)
         for what in OWN_INSTALLATIONS:
             code = f"def f(a):\n    import logging, sys\n    {what}\n    return a\n"
             with self.subTest(what):
                 self.assertEqual(server.run(self.store.request(code, a=1)).status, 200)
                 self.assertEqual(report(), first)
+        # Through the stream that was there when it was imported, and without an end of the line.
+        code = "def f(a):\n    import installed\n    installed.say(a)\n    raise ValueError\n"
+        for a in ("said once", "said twice"):
+            self.assertIn(a, server.run(self.store.request(code, a=a)).text)
         self.assertNotIn("is replaced", server.log)
 
     def test_a_lowered_hard_limit_retires_the_worker_unless_it_may_be_raised_again(self):

@@ -79,7 +79,7 @@ def is_unused(http: JobHTTPServer, activity: Activity, timeout: float) -> bool:
                 http.start()
                 return False
             pause.wait(_LOOK)
-        if not http.accept_waiting():
+        if not http.accept_waiting() and not http.holds:
             break
     return True
 

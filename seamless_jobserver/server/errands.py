@@ -122,7 +122,7 @@ class Errands:
             self._pause = max(longer, _FOR_JOBS * took)
             self._paused = True
             self._start(self._end_pause(self._pause))
-        if loop.time() + self._pause < one.until:
+        if loop.time() < one.until:
             self._unheard.append(one)
 
     async def _end_pause(self, after: float) -> None:

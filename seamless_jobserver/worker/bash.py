@@ -19,7 +19,10 @@ def show_errors() -> None:
     Private: there is no other way to the process that is started. A later Seamless may not start it
     from there, and is left alone.
     """
-    module = importlib.import_module(_MODULE)
+    try:
+        module = importlib.import_module(_MODULE)
+    except ImportError:
+        return
     if getattr(module, "subprocess", None) is subprocess:
         module.subprocess = _Subprocess()  # type: ignore[attr-defined]
 

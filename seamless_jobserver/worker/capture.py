@@ -20,6 +20,7 @@ import ctypes
 import io
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,8 @@ class OutputCapture:
         self.make_next()
         self._libc = ctypes.CDLL(None)
         self._file: int | None = None
+        # What was imported in a job may keep the streams that it found, and write to them later.
+        self._streams: weakref.WeakSet[TextIO] = weakref.WeakSet()
         self._install()
 
     @contextmanager
@@ -105,6 +108,7 @@ class OutputCapture:
         """Put new streams in place of whatever a job has made of the last ones."""
         self._stdout = _stream(_STDOUT)
         self._stderr = _stream(_STDERR)
+        self._streams.update((self._stdout, self._stderr))
         sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc,assignment]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc,assignment]
 
@@ -113,7 +117,7 @@ class OutputCapture:
         for stream in (sys.__dict__.get("stdout"), sys.__dict__.get("stderr")):
             if stream is not self._stdout and stream is not self._stderr:
                 _flush_quietly(stream)
-        for own in (self._stdout, self._stderr):
+        for own in self._streams:
             if _is_whole(own):
                 _flush_quietly(own)
         self._libc.fflush(None)

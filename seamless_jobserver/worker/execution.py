@@ -14,7 +14,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
 from seamless import Buffer, CacheMissError, Checksum
@@ -300,19 +299,20 @@ def _end_fork(error: BaseException | None) -> NoReturn:
     As a script would end there; here it would go on as a second worker, and answer for the first.
     """
     code = 0
-    if isinstance(error, SystemExit):
-        if isinstance(error.code, int):
-            code = error.code & 0xFF
-        elif error.code is not None:
-            print(error.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+    try:
+        if isinstance(error, SystemExit):
+            if isinstance(error.code, int):
+                code = error.code & 0xFF
+            elif error.code is not None:
+                code = 1
+                print(error.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+        elif error is not None:
             code = 1
-    elif error is not None:
-        traceback.print_exception(error)
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+            traceback.print_exception(error)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    finally:
+        os._exit(code)  # whatever the code has left in place of a stream
 
 
 def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple[Ending, str]:

@@ -55,6 +55,10 @@ _OUR_THREADS: Final = ("jobserver-", "Seamless")
 _LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _NO_LIBRARIES: Final = sys.stdlib_module_names | {"", "__main__", "__mp_main__"}
+_HAS_POLICIES: Final = sys.version_info < (3, 14)
+"""From 3.14 on those of event loops are about to go, and no loop is made for who asks for one."""
+_DEFAULT_POLICY: Final = asyncio.DefaultEventLoopPolicy if _HAS_POLICIES else None
+_WINTER, _SUMMER = 1_767_225_600.0, 1_782_864_000.0
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -96,6 +100,8 @@ class Surroundings:
         self._time_zone = _time_zone()
         self._stdin = sys.stdin, sys.__stdin__
         self._gc_callbacks = list(gc.callbacks)
+        self._show_warning = warnings.showwarning
+        self._policy = asyncio.get_event_loop_policy() if _HAS_POLICIES else None
         self._stack_size = threading.stack_size()
         self._locale = locale.setlocale(locale.LC_ALL)
         self._digits = _get_digits()
@@ -218,6 +224,11 @@ class Surroundings:
             sys.set_int_max_str_digits(self._digits)
         gc.enable()
         gc.set_threshold(*self._collector)
+        self._gc_callbacks += [
+            one
+            for one in gc.callbacks
+            if _is_of_library(one) and not _is_in(self._gc_callbacks, one)
+        ]
         gc.callbacks[:] = self._gc_callbacks
         faulthandler.cancel_dump_traceback_later()
         return None
@@ -226,10 +237,12 @@ class Surroundings:
         tempfile.tempdir = None
         multiprocessing.set_start_method(None, force=True)
         socket.setdefaulttimeout(None)
-        if sys.version_info < (3, 14):
-            # Once a loop was set, or taken away, no other is made where one is asked for.
+        if type(self._policy) is _DEFAULT_POLICY:
+            # Not the same one: once a loop was set, or taken away, it makes no other.
             asyncio.set_event_loop_policy(None)
         else:
+            if _HAS_POLICIES:
+                asyncio.set_event_loop_policy(self._policy)
             asyncio.set_event_loop(None)
         try:
             if locale.setlocale(locale.LC_ALL) != self._locale:
@@ -267,6 +280,7 @@ class Surroundings:
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
         logging.captureWarnings(False)
+        warnings.showwarning = self._show_warning
         for name, logger in _all_loggers():
             state = self._loggers.get(name, _NEW_LOGGER)
             if _logger_state(logger) != state:
@@ -385,8 +399,10 @@ def _own_memory() -> int:
     return memory.resident - memory.files
 
 
-def _time_zone() -> tuple[tuple[str, str], int, int]:
-    return time.tzname, time.timezone, time.altzone
+def _time_zone() -> tuple[object, ...]:
+    """Return what tells one time zone from another, in Python and in the C library."""
+    days = time.localtime(_WINTER), time.localtime(_SUMMER)
+    return time.tzname, *((day.tm_zone, day.tm_gmtoff) for day in days)
 
 
 def _get_digits() -> int | None:
