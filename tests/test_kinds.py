@@ -196,11 +196,8 @@ class Documented(unittest.TestCase):
         self.assertEqual({*EXPECTED["celltypes"], *by_others}, set(celltypes))
 
 
-class OnTheWire(OnAStore):
-    """Kinds that the client of today does not make, or not in a way that a test can hold.
-
-    Their requests are made here, and sent as HTTP.
-    """
+class OnTwoServers(OnAStore):
+    """A server with a read folder and one without, and requests to both, as HTTP."""
 
     @classmethod
     def setUpClass(cls):
@@ -250,6 +247,10 @@ class OnTheWire(OnAStore):
         code = "def f(a):\n    return [type(a).__name__, a]\n"
         answer = self.server.run(self.with_input(code, checksum, celltype))
         self.assertEqual(self.value(answer), ["str", text.rstrip("\n")])
+
+
+class OnTheWire(OnTwoServers):
+    """Kinds that the client of today does not make; their requests are made here."""
 
     def test_python_and_yaml_pins(self):
         for celltype, text in (("python", "x = 1\n"), ("yaml", "a: 1\n")):
@@ -333,6 +334,10 @@ class OnTheWire(OnAStore):
         self.assertIn("data.txt", answer.text)
         self.assertIn("dd" * 32, answer.text)
         self.assertNotIn("Traceback", answer.text)
+
+
+class Largest(OnTwoServers):
+    """A kind that the client could only make in a way that the test itself could not hold."""
 
     def test_a_buffer_of_2_gigabytes_goes_out_and_comes_in_from_the_folder_and_over_http(self):
         # Made by one job and read by others, so that the test itself never holds it.

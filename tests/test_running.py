@@ -91,7 +91,7 @@ class OnOneServer(OnAStore):
         cls.addClassCleanup(cls.server.stop)
 
 
-class Results(OnOneServer):
+class ManyJobs(OnOneServer):
     def test_200_jobs_one_after_another(self):
         for number in range(200):
             answer = self.server.run(self.store.request(ADD, a=number, b=1000))
@@ -115,6 +115,8 @@ class Results(OnOneServer):
                     hashlib.sha256(received).digest(), hashlib.sha256(expected).digest()
                 )
 
+
+class Results(OnOneServer):
     def test_an_empty_result_is_a_result(self):
         request = self.store.request("def f(a):\n    return b''\n", output="bytes", a=1)
         answer = self.server.run(request)

@@ -282,7 +282,7 @@ class CommandLine(OnACluster):
 class FreshServers(unittest.TestCase):
     def test_scripts_in_a_row_on_fresh_servers_all_end(self):
         # Twenty where the stand-ins do the work. Side by side, each script on servers of its own.
-        each = 2 if Path(sys.executable) == JOBSERVER_PYTHON else 10
+        each = 1 if Path(sys.executable) == JOBSERVER_PYTHON else 10
 
         def run_row(row):
             for _ in range(each):
