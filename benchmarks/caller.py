@@ -188,8 +188,14 @@ class Held:
             with contextlib.suppress(BenchmarkFailed):
                 news = self.ready(left)
             for lane, broken in news:
-                if broken or _parse(lane.received, deadline) is not None:
-                    raise BenchmarkFailed("a caller that should wait was answered")
+                if broken:
+                    raise BenchmarkFailed("a connection broke whose caller should wait")
+                answer = _parse(lane.received, deadline)
+                if answer is not None:
+                    said = answer.body[:500]
+                    raise BenchmarkFailed(
+                        f"a caller that should wait was answered: {answer.status}: {said!r}"
+                    )
 
     def first_answer(self) -> Answer:
         """Return the first answer on any connection. Raises `BenchmarkFailed` for want of one."""
