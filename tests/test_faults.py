@@ -1152,10 +1152,10 @@ class Descriptors(Faults):
     def test_a_job_that_leaves_no_file_to_open_at_all_ends_as_its_code_says(self):
         server = self.start()
         code = (
-            "def f(a):\n    from seamless_jobserver.worker import isolation\n"
+            "def f(a):\n    from seamless_jobserver.worker import limits\n"
             "    import resource\n"
             "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
-            "    isolation.resource.setrlimit = lambda *_: None  # as for who is not root\n"
+            "    limits.resource.setrlimit = lambda *_: None  # as for who is not root\n"
             "    raise KeyError('mine')\n"
         )
         answer = server.run(self.store.request(code, a=1))

@@ -132,7 +132,7 @@ class _Worker:
                     message=f"The job's output file {output_path} cannot be written: {error}. "
                     "Is the disk for temporary files full?\n",
                 )
-            self._surroundings.limit_files()
+            self._surroundings.limits.limit_files()
             ended = apart(
                 self._execution.execute,
                 request,
@@ -170,7 +170,7 @@ class _Worker:
         All else can wait until the store is at work.
         """
         self._capture.mend()
-        self._surroundings.restore_limits()  # a limit that stays is noticed by `restore`
+        self._surroundings.limits.restore()  # a limit that stays is noticed by `restore`
 
     def check(self) -> StoreCheck:
         from seamless_jobserver.worker.storecheck import check

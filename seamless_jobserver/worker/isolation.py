@@ -27,7 +27,6 @@ import logging
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -39,20 +38,18 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from seamless_jobserver.processtree import children, has_children, read_memory
+from seamless_jobserver.worker.limits import Limits
 
 GROWTH_LIMIT: Final = 512 * 1024 * 1024
 """Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
 DESCRIPTOR_LIMIT: Final = 200
 """Open files that jobs may have forgotten to close, all together."""
-_OWN_FILES: Final = 64
-"""Open files beyond those of a job: enough to measure it and to store its result."""
 PATIENCE: Final = 0.2
 """Seconds for threads and processes that a job has started to end by themselves: who has read all
 that a process says (``os.popen``) has not waited for its end."""
 
 _OUR_THREADS: Final = ("jobserver-", "Seamless")
 """Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
-_LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _NO_LIBRARIES: Final = sys.stdlib_module_names | {"", "__main__", "__mp_main__"}
 _HAS_POLICIES: Final = sys.version_info < (3, 14)
@@ -82,9 +79,8 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result:
 class Surroundings:
     """How the process is between jobs. Make it once, in the thread that runs them.
 
-    `open_files` is how many files a job may have open. The process itself may have some more, so
-    that the end of a job that has used up its own can be dealt with; where the system allows no
-    more, it is the job that has less.
+    `open_files` is how many files a job may have open; its `limits` are put back earlier than all
+    else.
     """
 
     def __init__(self, open_files: int) -> None:
@@ -111,24 +107,13 @@ class Surroundings:
         self._switch_interval = sys.getswitchinterval()
         self._collector = gc.get_threshold()
         self._umask = _get_umask()
-        self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
-        most = self._limits[resource.RLIMIT_NOFILE][1]
-        own = _least(_more(open_files, _OWN_FILES), most)
-        self._limits[resource.RLIMIT_NOFILE] = own, most
-        self._job_files = _least(open_files, _more(own, -_OWN_FILES)), most
-        self._priority = os.getpriority(os.PRIO_PROCESS, 0)
-        self._affinity = os.sched_getaffinity(0)
-        self.restore_limits()
+        self.limits = Limits(open_files)
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._grown_from = _own_memory()
-
-    def limit_files(self) -> None:
-        """Allow no more open files than a job may have, until `restore_limits`."""
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._job_files)
 
     def restore(self, kept: int = 0) -> str | None:
         """Put the process back; return why that is not possible, in words, or None.
@@ -140,7 +125,7 @@ class Surroundings:
             reason
             for step in (
                 self._restore_process,
-                self.restore_limits,
+                self.limits.restore,
                 self._restore_signals,
                 self._restore_interpreter,
                 self._restore_libraries,
@@ -166,29 +151,6 @@ class Surroundings:
         except OSError as error:
             return f"its working directory is gone: {error.strerror}"
         return None
-
-    def restore_limits(self) -> str | None:
-        """Put back limits and priority alone; return why that is not possible, or None.
-
-        Storing a result needs files of its own, and should not be slow for the job's sake.
-        """
-        problem: Exception | None = None
-        for which, limits in self._limits.items():
-            try:
-                if resource.getrlimit(which) != limits:
-                    resource.setrlimit(which, limits)
-            except (OSError, ValueError) as error:
-                problem = error  # the others matter all the same
-        try:
-            if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
-                os.setpriority(os.PRIO_PROCESS, 0, self._priority)
-            if os.sched_getaffinity(0) != self._affinity:
-                os.sched_setaffinity(0, self._affinity)
-        except OSError as error:
-            problem = error
-        if problem is None:
-            return None
-        return f"a job has lowered its limits or its priority: {problem}"
 
     def _restore_signals(self) -> str | None:
         for timer in _TIMERS:
@@ -378,16 +340,6 @@ def _try(step: Callable[[], str | None]) -> str | None:
         return step()
     except OSError as error:
         return f"what a job has changed cannot be looked at: {error}"
-
-
-def _least(*limits: int) -> int:
-    """Return the least of some limits, of which some may be infinite."""
-    finite = [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    return min(finite, default=resource.RLIM_INFINITY)
-
-
-def _more(limit: int, by: int) -> int:
-    return limit if limit == resource.RLIM_INFINITY else limit + by
 
 
 def _own_memory() -> int:
