@@ -14,6 +14,7 @@ import contextlib
 import enum
 import logging
 import resource
+import select
 import socket
 import ssl
 import threading
@@ -36,6 +37,8 @@ BACKLOG: Final = 1024
 _ROOM_INTERVAL: Final = 0.1
 _LOOK: Final = 0.1
 """Seconds between two looks of the acceptor at those who stand at the door."""
+_AT_A_TIME: Final = 64
+"""Connections that are accepted between two such looks, when a thousand come at one moment."""
 _PARKED: Final = 3600.0
 _DESCRIPTORS: Final = 256
 """Open files that the server needs beside those for its connections and its workers."""
@@ -80,6 +83,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         self.address_family = socket.AddressFamily(family)
         # First: where many ports are tried, nothing is to be left of those that cannot be had.
         super().__init__(address, Connection)  # type: ignore[arg-type] # it makes none itself
+        self.socket.setblocking(False)  # one that was there may be gone when it is to be accepted
         self._hangups = Hangups()
         self._terms = Terms(
             gate=gate,
@@ -160,11 +164,8 @@ class JobHTTPServer(ThreadingHTTPServer):
         """Accept the connections that wait in the backlog, while `suspend`ed; return how many."""
         before = self.counts[1]
         self._short = False
-        self.timeout = 0  # for `handle_request`, which then accepts one that is there, or none
         for _ in range(BACKLOG):
-            accepted = self.counts[1]
-            self.handle_request()
-            if self.counts[1] == accepted or self.holds:
+            if not self._accept_one() or self.holds:
                 break
         return self.counts[1] - before
 
@@ -194,23 +195,6 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._hangups.close(1.0)
         return len(self._snapshot())
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Raises OSError, which the base class takes for "none this time"."""
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno in SHORTAGE:
-                self._short = True
-                # It is still in the backlog, so that the next try would come, and fail, at once.
-                self._over_within(_ROOM_INTERVAL)
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Ask the gate about a new connection, and have it served (socketserver.BaseServer)."""
-        with self._lock:
-            self._accepted += 1
-        self._begin(request, client_address)
-
     def _turn(self, mode: "_Mode") -> None:
         with self._turned:
             self._mode = mode
@@ -222,21 +206,40 @@ class JobHTTPServer(ThreadingHTTPServer):
             return self._turned.wait_for(lambda: self._mode is not _Mode.ACCEPTING, seconds)
 
     def _accept(self) -> None:
+        arrivals = select.poll()
+        arrivals.register(self.socket, select.POLLIN)
         try:
             while self._next_mode() is _Mode.ACCEPTING:
-                self.timeout = _LOOK
                 held, self._held = self._held, []
                 for request, client_address in held:
-                    self._begin_again(request, client_address)
+                    self._begin_safely(request, client_address)
                 # Not `serve_forever`: `shutdown` waits without a limit if that has not begun yet.
-                while not self._over_within(0):
-                    self.handle_request()
+                while self._mode is _Mode.ACCEPTING:
+                    arrivals.poll(1000 * _LOOK)
+                    for _ in range(_AT_A_TIME):
+                        if self._mode is not _Mode.ACCEPTING or not self._accept_one():
+                            break
                     self.service_actions()
         finally:
             # Also after an error of ours: who waits for the acceptor is not to wait for ever.
             self._note_parked()
 
-    def _begin_again(self, request: Any, client_address: Any) -> None:
+    def _accept_one(self) -> bool:
+        """Accept a connection; False when none is there that can be accepted at the moment."""
+        try:
+            request, client_address = self.get_request()
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                self._short = True
+                # It is still in the backlog, so that the next try would come, and fail, at once.
+                self._over_within(_ROOM_INTERVAL)
+            return False
+        with self._lock:
+            self._accepted += 1
+        self._begin_safely(request, client_address)
+        return True
+
+    def _begin_safely(self, request: Any, client_address: Any) -> None:
         try:
             self._begin(request, client_address)
         except Exception:  # noqa: BLE001 - one of them is not to cost the others

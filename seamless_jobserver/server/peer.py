@@ -24,6 +24,7 @@ the IPv4 pair.
 
 import enum
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -70,9 +71,13 @@ class Endpoint(NamedTuple):
     @classmethod
     def of(cls, name: tuple[Any, ...]) -> "Endpoint":
         """Return the endpoint that ``getpeername`` or ``getsockname`` calls `name`."""
-        address = ipaddress.ip_address(str(name[0]).partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        return cls(mapped or address, int(name[1]), int(name[3]) if len(name) > 3 else 0)
+        return cls(_address(name[0]), int(name[1]), int(name[3]) if len(name) > 3 else 0)
+
+
+@functools.lru_cache(256)
+def _address(text: str) -> Address:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 class _Socket(NamedTuple):
