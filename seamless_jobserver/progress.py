@@ -62,7 +62,11 @@ class Progress:
     @property
     def phase(self) -> Phase:
         """The phase that was entered last, also after `close`."""
-        return self._last if self._map.closed else Phase(self._map[0])
+        if self._map.closed:
+            return self._last
+        number = self._map[0]
+        # Compiled code that writes where it should not can reach it, too.
+        return Phase(number) if number in _WORDS else Phase.RUNNING
 
     @property
     def name(self) -> str:

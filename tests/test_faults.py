@@ -56,6 +56,15 @@ WAYS_TO_DIE = {
     ),
     "abort": ("os.abort()", ("signal 6 SIGABRT", "compiled code")),
     "exit": ("os._exit(7)", ("exit code 7", "os._exit")),
+    "exit, with a forked child that goes on": (
+        "child = os.fork()\n    if not child: time.sleep(600)\n    os._exit(7)",
+        ("exit code 7", "os._exit"),
+    ),
+    "killed, with a pool of processes": (
+        "import multiprocessing, signal; pool = multiprocessing.get_context('fork').Pool(3); "
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        ("signal 9 SIGKILL", "somebody killed it"),
+    ),
     "terminated": (
         "import signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
         ("signal 15 SIGTERM", "somebody ended it"),
@@ -222,6 +231,8 @@ class DyingWorkers(Faults):
                 self.assertEqual(again, 4 * [answer.text])
                 self.assertEqual(self.runs(), before + 1)
         self.await_workers(server, len(WAYS_TO_DIE))
+        below = server.everything_below()
+        self.assertLessEqual(len(below), 4, "two workers, the guardian and the resource tracker")
 
     def test_a_job_that_only_sounds_deadly_leaves_its_worker_alone(self):
         server = self.lasting()

@@ -114,6 +114,33 @@ class Sharing(unittest.TestCase):
         job, _ = table.join_or_add(request())
         self.assertIs(table.join_or_add(request(scratch=True))[0], job)
 
+    def test_of_a_queued_and_a_running_one_the_running_is_joined(self):
+        table = JobTable()
+        queued, _ = table.join_or_add(request())
+        hosted = table.add_hosted(request(), 1)
+        self.assertIs(table.join_or_add(request())[0], queued)
+        table.apply(hosted, Event.START)
+        self.assertIs(table.join_or_add(request())[0], hosted)
+        self.assertIs(table.join_or_add(request(), nested=True)[0], hosted)
+
+    def test_who_has_a_slot_never_joins_what_may_wait_for_it(self):
+        table = JobTable()
+        queued, _ = table.join_or_add(request())
+        own, new = table.join_or_add(request(), nested=True)
+        self.assertTrue(new)
+        self.assertIsNot(own, queued)
+
+    def test_a_run_that_insists_on_another_envelope_serves_nobody_else(self):
+        table = JobTable()
+        running, _ = table.join_or_add(request(dunder={"__meta__": {"a": 1}}))
+        table.apply(running, Event.START)
+        other = request(dunder={"__meta__": {"a": 2}})
+        queued = table.add_hosted(other, 1)
+        strict = request(dunder={"__meta__": {"a": 2}}, strict_dunder=True)
+        self.assertIsNone(table.running(strict))
+        table.apply(queued, Event.START)
+        self.assertIs(table.running(strict), queued)
+
     def test_another_envelope_is_refused_when_strict_and_joined_when_not(self):
         table = JobTable()
         job, _ = table.join_or_add(request(dunder={"__meta__": {"a": 1}}))

@@ -46,6 +46,29 @@ class Needs(unittest.TestCase):
         }
         self.assertEqual(names(transformation), {("code", A), ("plain", C)})
 
+    def test_pins_that_may_be_used_by_path_are_loaded_where_there_is_no_path(self):
+        directory = {"filesystem": {"mode": "directory"}}
+        either = {"filesystem": {"mode": "file", "optional": True}}
+        deep = {"filesystem": {"mode": "directory", "optional": True}, "celltype": "deepfolder"}
+        transformation = {
+            "__language__": "bash",
+            "code": ["text", None, A],
+            "folder": ["folder", None, B],
+            "either": ["bytes", None, C],
+            "deep": ["mixed", None, D],
+            "__format__": {"folder": directory, "either": either, "deep": deep},
+        }
+        paths = set()
+        for present, wanted in (
+            ({}, {("folder", "folder", B), ("either", "bytes", C), ("deep", "folder", D)}),
+            ({(B, "directory")}, {("either", "bytes", C), ("deep", "folder", D)}),
+            ({(B, "directory"), (C, "file"), (D, "directory")}, set()),
+        ):
+            paths = present
+            found = needs(transformation, {}, lambda *asked, there=paths: asked in there)
+            kinds = {(need.name, need.celltype, need.checksum) for need in found}
+            self.assertEqual(kinds - {("code", "text", A)}, wanted)
+
     def test_missing_inputs_are_fatal_unless_there_is_another_way_to_them(self):
         pins = {"code": ["python", None, A], "x": ["plain", None, B]}
         optional = {need.name: need.optional for need in needs(pins, {})}

@@ -10,7 +10,7 @@ from unittest import mock
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
-from seamless_jobserver.server import errands
+from seamless_jobserver.server import attempt, errands
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
@@ -340,6 +340,13 @@ class Unconfirmed(ServiceCase):
         receipt.set_result(RESULT)
         await self.until_state(request("1"), State.DONE)
 
+    async def test_a_job_is_ended_for_its_time_unless_its_result_is_being_stored(self):
+        for phase in Phase:
+            with self.subTest(phase):
+                slot = mock.Mock(phase=phase)
+                attempt._time_out(slot, "It took too long.")
+                self.assertEqual(slot.condemn.called, phase is not Phase.STORING)
+
     async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
         await self.make(slots=2)
         first, second = self.slots.slots
@@ -606,6 +613,29 @@ class Nested(ServiceCase):
         slot.settled = False
         self.assertIsInstance(await self.service.run_nested(request("1"), 2), int)
         self.assertEqual(slot.runs, [])
+
+    async def test_a_nested_job_waits_for_the_run_of_what_is_queued_as_well(self):
+        await self.call(request("1"))
+        top = await self.call(request("2"))  # it waits for the only slot
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.start_hosted(number, "inner")
+        other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        await self.service.end_hosted(number, RESULT)
+        self.assertIs(await asyncio.wait_for(other, 20), RESULT)
+        await self.leave(top)
+
+    async def test_what_a_worker_hosts_goes_on_when_others_who_wanted_it_have_gone(self):
+        await self.make(reclaim_canceled=True)
+        await self.call(request("1"))
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.start_hosted(number, "inner")
+        other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        await self.leave(other)
+        self.assertIs(await self.service.status(request("2").checksum), State.RUNNING)
+        await self.service.end_hosted(number, RESULT)
+        self.assertIs(await self.service.status(request("2").checksum), State.DONE)
 
     async def test_a_nested_job_never_waits_for_a_slot(self):
         await self.call(request("1"))

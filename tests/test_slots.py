@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import unittest
 from unittest import mock
 
@@ -43,13 +42,15 @@ class FakeWorker:
     async def ready(self):
         pass
 
-    @property
-    def process(self):
-        reading, self._writing = os.pipe()
-        return mock.Mock(sentinel=reading)
+    def watch(self):
+        self._ended = asyncio.get_running_loop().create_future()
+        return self._ended
 
     def end(self):
-        os.close(self._writing)
+        self._ended.set_result(None)
+
+    async def answered(self, question):
+        return await asyncio.wrap_future(question)
 
     def submit(self, *_):
         self.job = concurrent.futures.Future()

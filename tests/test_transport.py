@@ -503,6 +503,26 @@ class StandIn(ClientSuite, unittest.TestCase):
 
         self.assertEqual(self.run_session(work), 200)
 
+    def test_a_server_may_want_the_body_when_it_is_on_its_way_already(self):
+        def script(peer):
+            head = peer.read_head()
+            body = peer.read_body(1000)
+            # Both, while the sender waits for room: the first is no answer.
+            peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n")
+            length = int(head.lower().partition("content-length: ")[2].split()[0])
+            body += peer.read_body(length - len(body))
+            peer.send(OK if body == BIG else b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
+
+        before, connection.CONTINUE_PATIENCE = connection.CONTINUE_PATIENCE, 0.05
+        self.addCleanup(setattr, connection, "CONTINUE_PATIENCE", before)
+        server = self.serve(script)
+
+        async def work(session):
+            async with session.put(server.url, data=BIG) as response:
+                return response.status
+
+        self.assertEqual(self.run_session(work), 200)
+
     def test_an_answer_in_the_middle_of_a_body_ends_the_sending(self):
         def script(peer):
             peer.read_head()

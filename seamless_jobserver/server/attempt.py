@@ -2,7 +2,7 @@
 
 While the worker runs it, what it prints is kept within bounds, what it waits for is mentioned, and
 the worker is condemned when the job takes longer than it may. All of that ends with the run: what
-comes after it, such as waiting for the store, is not the job's.
+comes after it, such as storing a result, is not the job's.
 """
 
 import asyncio
@@ -42,13 +42,19 @@ async def attempt(
             f"The job was ended because it took longer than the {job_timeout:g} s that "
             "--job-timeout of the jobserver allows."
         )
-        timer = asyncio.get_running_loop().call_later(job_timeout, slot.condemn, verdict)
+        timer = asyncio.get_running_loop().call_later(job_timeout, _time_out, slot, verdict)
     try:
         return await slot.run(job.request, path, input_timeout)
     finally:
         looking.cancel()
         if timer is not None:
             timer.cancel()
+
+
+def _time_out(slot: Slot, verdict: str) -> None:
+    # A result that is there may have cost hours, and there are other limits on storing it.
+    if slot.phase is not Phase.STORING:
+        slot.condemn(verdict)
 
 
 async def _look_after(job: Job, slot: Slot, path: str, output: JobOutput) -> None:

@@ -19,7 +19,9 @@ the rule of Seamless's own client.
 
 A job that another job asks for is *hosted* when it runs inside the process that asked. It never is
 in the queue, and others can join it only once it runs: its host may be busy with something that
-waits for just those others.
+waits for just those others. Who asks from inside a job joins only what runs: a job in the queue may
+wait for the slot of the one that asks. So one transformation can have a job that runs and one that
+is queued; the one that runs is joined.
 """
 
 import enum
@@ -132,19 +134,15 @@ class JobTable:
         `nested` says that a job asks for it. Raises `EnvelopeConflict`.
         """
         own = envelope(request)
-        active = self._active.get(request.checksum, [])
-        if request.strict_dunder and active and all(job.envelope != own for job in active):
-            raise EnvelopeConflict(request.checksum)
-        for job in active:
-            if request.strict_dunder and job.envelope != own:
+        running = self.running(request)
+        for job in self._serving(request) if running is None else [running]:
+            # Who asks for a nested job has a slot, and the one that is queued may need just that.
+            if job.state is State.QUEUED and (nested or job.host is not None):
                 continue
-            if job.host is not None and job.state is State.QUEUED:
-                continue
-            if request.scratch or not job.request.scratch:
-                job.nested = job.nested and nested
-                if own not in job.envelopes:
-                    job.envelopes.append(own)
-                return job, False
+            job.nested = job.nested and nested
+            if own not in job.envelopes:
+                job.envelopes.append(own)
+            return job, False
         job = self._add(Job(0, request, own, nested=nested))
         self._queue[job.number] = job
         return job, True
@@ -164,11 +162,8 @@ class JobTable:
         return self._hosted.get(number)
 
     def running(self, request: RunRequest) -> Job | None:
-        """Return a job that runs, and whose result would serve `request` too."""
-        for job in self._active.get(request.checksum, ()):
-            if job.state is State.RUNNING and (request.scratch or not job.request.scratch):
-                return job
-        return None
+        """Return a job that runs and serves `request` too, or None. Raises `EnvelopeConflict`."""
+        return next((job for job in self._serving(request) if job.state is State.RUNNING), None)
 
     def next_queued(self) -> Job | None:
         """Return the job that has waited longest, or None; it stays queued until it is started."""
@@ -202,6 +197,17 @@ class JobTable:
         for job in self._active.get(checksum, ()):
             return job.state
         return self._ended.get(checksum)
+
+    def _serving(self, request: RunRequest) -> list[Job]:
+        """Return the jobs whose result would serve `request` too. Raises `EnvelopeConflict`."""
+        active = self._active.get(request.checksum, [])
+        if request.strict_dunder:
+            own = envelope(request)
+            alike = [job for job in active if job.envelope == own]
+            if active and not alike:
+                raise EnvelopeConflict(request.checksum)
+            active = alike
+        return [job for job in active if request.scratch or not job.request.scratch]
 
     def _add(self, job: Job) -> Job:
         self._count += 1

@@ -274,6 +274,8 @@ class Service:
 
     def _leave_alone(self, job: Job) -> None:
         """Deal with a job whose last caller has gone."""
+        if job.host is not None:
+            return  # the job around it waits for it
         if self._policy.reclaim_canceled and job.nested:
             # Who asks for a nested job goes away only by dying, or with its own job.
             self._cancel(job)

@@ -16,6 +16,7 @@ engine can stand here. Everything here runs on the event loop.
 """
 
 import asyncio
+import contextlib
 import enum
 import logging
 from concurrent.futures import BrokenExecutor
@@ -53,11 +54,14 @@ class Slot:
         self._last_name = ""
         self._turn = 0
         self._owed: asyncio.Future[Outcome] | None = None
+        self._vacant = asyncio.Event()
+        self._vacant.set()
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for a job that `run` gets next."""
         self._last_name = ""
         self._turn += 1
+        self._vacant.clear()
         self.state = SlotState.BUSY
 
     async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
@@ -73,7 +77,7 @@ class Slot:
         if self.state is not SlotState.BUSY or worker is None:
             raise WorkerGone
         try:
-            outcome = await asyncio.wrap_future(worker.submit(request, output_path, input_timeout))
+            outcome = await worker.answered(worker.submit(request, output_path, input_timeout))
             if outcome.holdings is not None:
                 self.holdings = frozenset(outcome.holdings)
             if outcome.unconfirmed:
@@ -131,7 +135,7 @@ class Slot:
         if self.state is not SlotState.BUSY or self.worker is None:
             return "the worker has ended"
         try:
-            return await asyncio.wrap_future(self.worker.record(request, result))
+            return await self.worker.answered(self.worker.record(request, result))
         except (WorkerGone, BrokenExecutor):
             self.state = SlotState.DOWN
             return "the worker has ended"
@@ -141,6 +145,7 @@ class Slot:
 
         A slot whose worker has ended meanwhile is left to its keeper.
         """
+        self._vacant.set()
         if self.state is not SlotState.BUSY:
             return
         if self.worker is None or (retire is None and self.worker.verdict is None):
@@ -151,6 +156,11 @@ class Slot:
             _log.info("worker %d is replaced: %s", self.number, retire)
             self.worker.retired = True
         self._kill_when_settled(self.worker)
+
+    async def vacated(self, timeout: float) -> None:
+        """Return when nobody has this slot, or after `timeout` seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._vacant.wait(), timeout)
 
     def ticket(self) -> object:
         """Return what is equal to a later ticket as long as the same job has this slot."""
@@ -172,7 +182,7 @@ class Slot:
         if self.state is not SlotState.BUSY or self.worker is None:
             return None
         try:
-            return await asyncio.wrap_future(self.worker.check_store())
+            return await self.worker.answered(self.worker.check_store())
         except (WorkerGone, BrokenExecutor):
             self.state = SlotState.DOWN
             return None

@@ -8,7 +8,7 @@ that process touches the job in that slot alone. A slot outlives its workers:
         ^                   │                │
         │                   └───── gone ─────┴──> down ── (pause) ──> starting
 
-- The worker's end is noticed through its sentinel, whether or not a job runs.
+- The worker's end is noticed whether or not a job runs, and whatever processes it leaves behind.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
   When no slot has a worker and every one of them has failed often enough, `exhausted` is called
   with the cause: nobody is left to run anything.
@@ -33,6 +33,8 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 _LATER_ATTEMPTS: Final = 3
 """Failed starts of every slot, in a row, that end a server whose workers have worked before."""
+_VACATION_LIMIT: Final = 10.0
+"""Seconds for who had a slot to leave it when its worker has ended."""
 _MEMORY_INTERVAL: Final = 0.2
 _REAP_LIMIT: Final = 2.0
 """Seconds for a killed process to end: one of another user, or one that hangs in the kernel while
@@ -112,6 +114,10 @@ class Slots:
                 worker.forget()
             slot.state = SlotState.DOWN
         await asyncio.gather(*endings)
+        try:
+            await self._sweep()
+        except (OSError, RuntimeError) as error:
+            _log.warning("what workers have left behind could not be looked for: %s", error)
 
     async def _keep(self, slot: Slot) -> None:
         """Keep `slot` supplied with a worker until it is canceled."""
@@ -128,9 +134,11 @@ class Slots:
                 self._ever_ready = True
                 slot.state = SlotState.IDLE
                 self._freed()
-                await ended.wait()
+                await asyncio.wait({ended})
                 slot.state = SlotState.DOWN
                 await self._bury(slot)
+                # Who had it is to be told how it ended, before others can have it.
+                await slot.vacated(_VACATION_LIMIT)
                 continue
             except WorkerStartFailed as failure:
                 cause = str(failure)
@@ -161,8 +169,8 @@ class Slots:
             worker.forget()
             self._buried(slot.number, worker.verdict)
 
-    async def _supply(self, slot: Slot) -> asyncio.Event:
-        """Give `slot` a worker that is ready, and return an event that is set at its end."""
+    async def _supply(self, slot: Slot) -> "asyncio.Future[None]":
+        """Give `slot` a worker that is ready, and return what is done at its end."""
         before = children(os.getpid())
         settings = dataclasses.replace(self._settings, slot=slot.number)
         worker = slot.worker = Worker(self._program, settings, self._new_path())
@@ -174,15 +182,7 @@ class Slots:
         except WorkerStartFailed:
             await self._bury(slot)
             raise
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        sentinel = worker.process.sentinel
-
-        def notice() -> None:
-            loop.remove_reader(sentinel)
-            ended.set()
-
-        loop.add_reader(sentinel, notice)
+        ended = worker.watch()
         _log.info("worker %d is ready (pid %d)", slot.number, worker.pid)
         return ended
 
@@ -217,14 +217,15 @@ class Slots:
         The server is a subreaper, so that the processes that a worker's death orphans become
         its children. Whatever is a child now and was not started here is such a process.
         """
-        for pid in children(os.getpid()) - self._ours:
-            stray = ProcessId.of(pid)
-            if stray is not None:
-                kill_tree(stray)
-                loop = asyncio.get_running_loop()
-                if not await loop.run_in_executor(None, reap, pid, _REAP_LIMIT):
-                    _log.warning("process %d was left behind by a job, and does not end", pid)
-                    self._ours.add(pid)  # once is enough
+        strays = [ProcessId.of(pid) for pid in children(os.getpid()) - self._ours]
+        known = [stray for stray in strays if stray is not None]
+        for stray in known:
+            kill_tree(stray)
+        loop = asyncio.get_running_loop()
+        for stray in known:
+            if not await loop.run_in_executor(None, reap, stray.pid, _REAP_LIMIT):
+                _log.warning("process %d was left behind by a job, and does not end", stray.pid)
+                self._ours.add(stray.pid)  # once is enough
 
     async def _watch_memory(self, limit: int) -> None:
         """Condemn every worker that, with all below it, takes more than `limit` bytes."""

@@ -14,8 +14,7 @@ import signal
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from seamless_jobserver.messages import (
     Ending,
@@ -42,6 +41,8 @@ _UNCONFIRMED: Final = (
 _NO_RECEIPT: Final = "The worker did not say whether the store has taken a result."
 TERMINATION_LIMIT: Final = 2.0
 """Seconds between SIGTERM and SIGKILL for a worker whose job is reclaimed."""
+
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Worker:
             shutil.rmtree(directory, ignore_errors=True)
             raise WorkerStartFailed(f"{directory} cannot be made: {error}") from error
         self._kills = OutOfMemoryKills()
+        self._ended: asyncio.Future[None] | None = None
+        self._watched: int | None = None
         self.verdict: str | None = None
         self.retired = False
         try:
@@ -137,11 +140,6 @@ class Worker:
         return self._process.pid or 0
 
     @property
-    def process(self) -> BaseProcess:
-        """The worker's process, of which `sentinel` becomes readable at its end."""
-        return self._process
-
-    @property
     def identity(self) -> ProcessId | None:
         """Pid and start time, or None when the process had already ended."""
         return self._identity
@@ -159,6 +157,49 @@ class Worker:
         if cause is not None:
             raise WorkerStartFailed(cause)
         self._receipts.listen()
+
+    def watch(self) -> "asyncio.Future[None]":
+        """Return what is done when the process has ended; call it once, when it is ready."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        try:
+            self._watched = os.pidfd_open(self.pid)
+        except OSError:
+            # Before Linux 5.3. It is a pipe, which what a job has forked holds open, too.
+            self._watched = os.dup(self._process.sentinel)
+        loop.add_reader(self._watched, self._note_end)
+        return self._ended
+
+    def _note_end(self) -> None:
+        self._stop_watching()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _stop_watching(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = None
+
+    async def answered(self, question: "Future[Answer]") -> Answer:
+        """Return the answer to what was submitted. Raises BrokenExecutor when none comes any more.
+
+        The executor notices the end of its process by pipes that a process which the job has forked
+        holds open, and would wait for that one as well.
+        """
+        assert self._ended is not None
+        answer = asyncio.wrap_future(question)
+        try:
+            either: set[asyncio.Future[Any]] = {answer, self._ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                # Until what it has left behind is killed, and the executor has noticed.
+                await asyncio.wait({answer}, timeout=END_LIMIT)
+            if not answer.done():
+                raise BrokenExecutor("the worker has ended, and left processes behind")
+            return answer.result()
+        finally:
+            answer.cancel()
 
     def submit(
         self, request: RunRequest, output_path: str, input_timeout: float
@@ -220,9 +261,8 @@ class Worker:
     def _exit_code(self) -> int | None:
         deadline = time.monotonic() + END_LIMIT
         pause = threading.Event()  # never set: it is waited for, with a limit
-        self._process.join(END_LIMIT)
-        # Another thread, of the executor for one, may have collected the exit status a moment ago
-        # and not have noted it yet: `join` then returns without one.
+        # Not `join`: it waits for what the worker has left behind, too. And another thread, of the
+        # executor for one, may have collected the exit status and not have noted it yet.
         while self._process.exitcode is None and time.monotonic() < deadline:
             pause.wait(0.005)
         return self._process.exitcode
@@ -254,7 +294,8 @@ class Worker:
         self._receipts.close(f"{_UNCONFIRMED}{why}")
 
     def forget(self) -> None:
-        """Give back what this side holds of a worker that has ended."""
+        """Give back what this side holds of a worker that has ended; on the loop, if watched."""
+        self._stop_watching()
         self._receipts.close(_UNCONFIRMED)
         self._progress.close()
         shutil.rmtree(self._directory, ignore_errors=True)

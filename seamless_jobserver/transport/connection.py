@@ -183,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
             raise Disconnected(self._error)
         view = memoryview(data)
         for start in range(0, len(view), _SLICE):
-            if start and (self._pending or self._closed):
+            if start and (self._closed or self._is_answered()):
                 return False
             if self._closed:
                 raise Disconnected(self._error)
@@ -191,6 +191,17 @@ class Connection(asyncio.BufferedProtocol):
             if self._room is not None:
                 await _within(patience, self._room)
         return True
+
+    def _is_answered(self) -> bool:
+        """Whether the final answer is there; interim ones are dropped.
+
+        A server that is slow to want the body may say so when it is on its way already.
+        """
+        while (end := self._pending.find(b"\r\n\r\n")) >= 0:
+            if not http1.parse_response_head(bytes(self._pending[:end])).interim:
+                return True
+            del self._pending[: end + 4]
+        return False
 
     async def _read_head(self, patience: float | None) -> http1.ResponseHead:
         searched = 0

@@ -92,6 +92,7 @@ class _Worker:
         # The rest is imported now, so that the first job does not pay for it, and only now,
         # because all of it wants seamless-remote.
         import seamless.config
+        import seamless_config
         from seamless_config.select import select_record
 
         from seamless_jobserver.worker.bash import show_errors
@@ -108,6 +109,9 @@ class _Worker:
 
         seamless.config.set_remote_clients(settings.clients, in_remote=True)
         select_record(settings.record)  # last: what comes before may reset it
+        # Or a module that calls `seamless.config.init()` when a job imports it, as every script
+        # does, could not be imported. Private; the public way is to be a worker of Seamless's own.
+        seamless_config._initialized = True
         self._progress = Progress(directory)
         self._capture = OutputCapture(directory)
         folder = store_folder(settings.clients)
@@ -169,6 +173,7 @@ class _Worker:
 
         All else can wait until the store is at work.
         """
+        self._surroundings.stop_timers()
         self._capture.mend()
         self._surroundings.limits.restore()  # a limit that stays is noticed by `restore`
 

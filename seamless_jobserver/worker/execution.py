@@ -38,10 +38,9 @@ from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping
 from seamless_jobserver.worker.staging import (
     NO_STORE,
-    InputMissing,
-    InputUndelivered,
     Staging,
     StoreUnavailable,
+    Unserved,
     held_leaves,
 )
 
@@ -57,12 +56,6 @@ class Ended(NamedTuple):
     soon: Outcome | None = None
 
 
-_ENDINGS: Final = {
-    InputMissing: Ending.INPUT_MISSING,
-    InputUndelivered: Ending.INPUT_UNDELIVERED,
-    StoreUnavailable: Ending.STORE_FAILED,
-    StoreBusy: Ending.NOT_BEGUN,
-}
 _UNKNOWN_DICT = "its dict does not hash to its checksum: the transformation itself is not stored"
 _NOT_STORED: Final = "the store did not take the transformation itself, whose result is scratch"
 _PATIENCE: Final = 10.0
@@ -142,8 +135,7 @@ class Execution:
     ) -> Outcome:
         """Run a transformation, store its result, and return the outcome of a success.
 
-        Raises whatever the job's code raises, and `InputMissing`, `InputUndelivered`,
-        `StoreUnavailable` and Seamless's own errors.
+        Raises whatever the job's code raises, `Unserved`, and Seamless's own errors.
         """
         return self._run(request, input_timeout, measurement).wait()
 
@@ -174,7 +166,7 @@ class Execution:
                 return Ended(lambda: delivered)
         enter(Phase.FETCHING)
         inputs = self._staging.fetch(
-            needs(request.transformation, request.dunder),
+            needs(request.transformation, request.dunder, self._staging.has_path),
             input_timeout,
             lambda: enter(Phase.WAITING_FOR_INPUT),
             settle,
@@ -324,9 +316,10 @@ def _explain(error: BaseException, request: RunRequest, *, began: bool) -> tuple
     missing = Ending.FAILED if began else Ending.INPUT_MISSING
     if isinstance(error, CacheMissError):
         return missing, _describe_cache_miss(error, request)
-    for kind, ending in _ENDINGS.items():
-        if isinstance(error, kind):
-            return ending, str(error)
+    if isinstance(error, Unserved):
+        return error.ending, str(error)
+    if isinstance(error, StoreBusy):
+        return Ending.NOT_BEGUN, str(error)
     if isinstance(error, RecordBucketError):
         return Ending.FAILED, f"{error}\n"
     return Ending.FAILED, failure.describe(error, _language(request))

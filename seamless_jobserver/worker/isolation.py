@@ -91,7 +91,7 @@ class Surroundings:
             name: getattr(sys, name) for name in ("path", "meta_path", "path_hooks", "argv")
         }
         self._sys_lists = {name: list(value) for name, value in self._sys.items()}
-        self._hooks = sys.excepthook, sys.displayhook, threading.excepthook
+        self._hooks = sys.excepthook, sys.displayhook, sys.unraisablehook, threading.excepthook
         self._environ = os.environ, os.environb
         self._time_zone = _time_zone()
         self._stdin = sys.stdin, sys.__stdin__
@@ -138,6 +138,11 @@ class Surroundings:
         ]
         return "; ".join(reasons) or None
 
+    def stop_timers(self) -> None:
+        """End the timers that a job has set: what they do is not to happen to what follows it."""
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+
     def _restore_process(self) -> str | None:
         os.environ, os.environb = self._environ
         if dict(os.environb) != self._environment:
@@ -153,8 +158,7 @@ class Surroundings:
         return None
 
     def _restore_signals(self) -> str | None:
-        for timer in _TIMERS:
-            signal.setitimer(timer, 0)
+        self.stop_timers()
         for number, handler in self._handlers.items():
             # None: a handler that was not installed from Python cannot be, either.
             if handler is not None and signal.getsignal(number) != handler:
@@ -173,7 +177,8 @@ class Surroundings:
         for name in [one for one in sys.modules if one.partition(".")[0] == "transformer"]:
             if getattr(sys.modules[name], "__spec__", None) is None:
                 del sys.modules[name]
-        sys.excepthook, sys.displayhook, threading.excepthook = self._hooks
+        sys.excepthook, sys.displayhook, sys.unraisablehook, threading.excepthook = self._hooks
+        vars(sys).pop("tracebacklimit", None)
         sys.setrecursionlimit(self._recursion_limit)
         sys.setswitchinterval(self._switch_interval)
         sys.settrace(None)
@@ -258,6 +263,12 @@ class Surroundings:
     def _check_children(self) -> str | None:
         if not has_children():
             return None
+        server = sys.modules.get("multiprocessing.forkserver")
+        if server is not None:
+            # It has the job's environment, and would start the processes of other jobs. Private.
+            if server._forkserver._forkserver_pid is not None:
+                os.kill(server._forkserver._forkserver_pid, signal.SIGKILL)  # `_stop` waits for it
+            server._forkserver._stop()
         deadline = time.monotonic() + PATIENCE
         pause = threading.Event()  # never set: it is waited for, with a limit
         while left := [pid for pid in children(os.getpid()) if not _is_harmless(pid)]:
@@ -270,7 +281,9 @@ class Surroundings:
         deadline = time.monotonic() + PATIENCE
         left = []
         for thread in set(threading.enumerate()) - self._threads:
-            if not thread.name.startswith(_OUR_THREADS):
+            # One that Python has not started is known by a dummy, which stays when it has ended.
+            dummy = isinstance(thread, threading._DummyThread)
+            if not dummy and not thread.name.startswith(_OUR_THREADS):
                 thread.join(max(0.0, deadline - time.monotonic()))
                 if thread.is_alive():
                     left.append(thread.name)
@@ -338,8 +351,8 @@ def _try(step: Callable[[], str | None]) -> str | None:
     """Take a step of `Surroundings.restore`; a process in which it fails is not to go on."""
     try:
         return step()
-    except OSError as error:
-        return f"what a job has changed cannot be looked at: {error}"
+    except Exception as error:  # noqa: BLE001 - a job may have made anything of what is looked at
+        return f"what a job has changed cannot be put back: {type(error).__name__}: {error}"
 
 
 def _own_memory() -> int:

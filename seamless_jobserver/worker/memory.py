@@ -24,7 +24,7 @@ import linecache
 import sys
 from typing import Any, Final
 
-from seamless.caching import eviction_cost
+from seamless.caching import buffer_writer, eviction_cost
 from seamless.caching.buffer_cache import BufferCache, get_buffer_cache
 from seamless.checksum import cached_calculate_checksum, parse_buffer, serialize
 from seamless_transformer.transformation_cache import get_transformation_cache
@@ -90,6 +90,7 @@ def let_go() -> None:
     What a job holds by a normal reference stays, and so does a buffer that Seamless's background
     writer has still to send: that has a reference of its own.
     """
+    _forget_failed_writes()
     cache = get_buffer_cache()
     with cache.lock:
         for entry in cache.strong_cache.values():
@@ -105,6 +106,19 @@ def let_go() -> None:
         texts.clear()
     _forget_results()
     _collect()
+
+
+def _forget_failed_writes() -> None:
+    """Have Seamless's background writer let go of what it could not send, and will not try again.
+
+    Private, hence the guards: without it those buffers stay until the worker has grown too much.
+    """
+    entries = getattr(buffer_writer, "_entries", None)
+    lock = getattr(buffer_writer, "_lock", None)
+    if isinstance(entries, dict) and lock is not None:
+        with lock:
+            for checksum in [one for one, entry in entries.items() if entry.future.done()]:
+                del entries[checksum]
 
 
 def _forget_results() -> None:

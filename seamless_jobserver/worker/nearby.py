@@ -40,6 +40,10 @@ class Nearby:
             found.update(self._find(wanted - found.keys()))
         return list(found.values()), found.keys() >= wanted
 
+    def has_path(self, checksum: str, mode: str) -> bool:
+        """Return what `ReadFolders.has_path` does."""
+        return self._folders.has_path(checksum, mode)
+
     def keep(self, buffers: Iterable[seamless.Buffer]) -> None:
         """Keep buffers that came from a server, for the jobs to come."""
         for buffer in buffers:

@@ -30,6 +30,7 @@ from seamless.caching import buffer_writer
 from seamless_config import set_nparallel
 from seamless_config.select import select_execution, select_remote
 from seamless_remote import buffer_remote, database_remote, jobserver_remote
+from seamless_remote import client as remote_client
 from seamless_remote.jobserver_client import JobserverClient
 from seamless_transformer import transformation_cache, transformation_class
 
@@ -48,6 +49,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
 from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
 from seamless_jobserver.worker.naming import name_of
+from seamless_jobserver.worker.staging import Unserved
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=60.0)
 """In seconds; the server shows every 20 s that a job goes on. One that has taken no notice of us
@@ -61,6 +63,8 @@ _DATABASE_LIMIT: Final = 10.0
 """Seconds for the database to say what it knows of a nested transformation, or to take a note."""
 _DATABASE_PAUSE: Final = 30.0
 """Seconds for which a database that has not answered is not asked again."""
+_SERVER_PAUSE: Final = 60.0
+"""Seconds for which a server that has not answered is not asked: each time may take as long."""
 _FLUSHES: Final = 10
 """Attempts to send what the background writer of Seamless holds."""
 _END_LIMIT: Final = 1.0
@@ -117,6 +121,21 @@ def end_loops() -> None:
         if not thread.is_alive():
             loop.close()
             del loops[loop]
+    _close_connections_of_ended_threads()
+
+
+def _close_connections_of_ended_threads() -> None:
+    """Close what seamless-remote keeps for threads, and loops, that have ended.
+
+    Private, hence the guards: without it a worker is retired when it has too many files open.
+    """
+    for client in list(getattr(remote_client, "_clients", ())):
+        sessions = getattr(client, "_sessions", {})
+        for thread in [one for one in sessions if not one.is_alive()]:
+            client._close_sessions_for_thread(thread)
+        semaphores = getattr(client, "_semaphores", {})
+        for loop in [one for one in semaphores if one.is_closed()]:
+            del semaphores[loop]
 
 
 async def _end_loop() -> None:
@@ -179,6 +198,7 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         self._credentials = {"Authorization": "Basic " + base64.b64encode(password).decode()}
         # Connections for reports, between two of them: a new one costs more than a report.
         self._kept: list[http.client.HTTPConnection] = []
+        self._left_alone_until = 0.0
 
     async def run_transformation(
         self,
@@ -223,6 +243,8 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
 
         The answer is that of a run in another slot, or ``{"host": NUMBER}``.
         """
+        if time.monotonic() < self._left_alone_until:
+            return None
         session = ClientSession(timeout=_LIMITS)
         url = f"{self._settings.server}{NESTED_PATH}/{self._settings.slot}"
         try:
@@ -232,6 +254,7 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         except ClientError as error:
             # The server is ending, or too busy to talk: here is always possible.
             _remark(f"{type(error).__name__}: {error}")
+            self._left_alone_until = time.monotonic() + _SERVER_PAUSE
             return None
         finally:
             await session.close()
@@ -260,6 +283,9 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         try:
             with self._meter.measure_thread() as measurement:
                 outcome = self._run_here(request, self._settings.input_timeout, measurement)
+        except Unserved as error:
+            self._report(number, "ended", Outcome(error.ending, message=str(error)).to_json())
+            raise
         except BaseException as error:  # noqa: BLE001 - it is raised again
             message = failure.describe(error, str(plain["transformation_dict"].get("__language__")))
             self._report(number, "ended", Outcome(Ending.FAILED, message=message).to_json())
@@ -344,6 +370,7 @@ def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
     And two at once fail, because each stops the writer's thread at its end.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="jobserver-flush")
+    process = os.getpid()
 
     def try_to_flush(*arguments: Any, **named: Any) -> None:
         for _ in range(_FLUSHES):
@@ -356,6 +383,12 @@ def _in_one_thread(flush: Callable[..., None]) -> Callable[..., None]:
         return flush(*arguments, **named)
 
     def flush_there(*arguments: Any, **named: Any) -> None:
+        if os.getpid() != process:
+            # None of our threads is there, and whoever waits for one waits for ever.
+            raise RuntimeError(
+                "A process that a job has forked (multiprocessing does) cannot ask for a "
+                "transformation: ask for it in the job's own process."
+            )
         thread.submit(try_to_flush, *arguments, **named).result()
 
     return flush_there

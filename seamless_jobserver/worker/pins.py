@@ -5,16 +5,19 @@ which start with two underscores. Some of those are checksums too and may stand 
 its envelope (the *dunder* of a run request).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 _CHECKSUM_KEYS: Final = ("__env__", "__schema__", "__header__", "__compilation__")
+_DEEP: Final = "deepfolder"
+"""What ``seamless-run`` calls a directory, whose files Seamless then writes for bash."""
 
 
 class Need(NamedTuple):
     """A buffer that a transformation asks for: the pin or key that does, its type, its checksum.
 
-    `optional` buffers may be missing: Seamless has another way to come by what they hold.
+    `optional` buffers may be missing: Seamless has another way to come by what they hold. Of those
+    whose `celltype` is ``folder`` the job gets the contents, too.
     """
 
     name: str
@@ -23,20 +26,35 @@ class Need(NamedTuple):
     optional: bool = False
 
 
-def needs(transformation: dict[str, Any], dunder: dict[str, Any]) -> Iterator[Need]:
+def needs(
+    transformation: dict[str, Any],
+    dunder: dict[str, Any],
+    has_path: Callable[[str, str], bool] = lambda _checksum, _mode: False,
+) -> Iterator[Need]:
     """Yield what has to be fetched for `transformation` with its envelope `dunder`.
 
-    Left out are pins that a job reads by path from a read folder (``__format__`` says so): loading
-    those is what their users want to avoid. The transformation's own buffer is not needed at all,
-    since the dict came with the request, and must not be fetched: clients can lose it while its
-    promise stays, and the store then waits ten minutes for it (protocol.md).
+    Left out are pins that a job gets as a path in a read folder: loading those is what their users
+    want to avoid. ``__format__`` says for which ones that is wanted, and `has_path` whether a read
+    folder has a ``file`` or ``directory`` with a checksum; without it a job gets the contents, or
+    nothing, where only a file will do.
+
+    The transformation's own buffer is not needed at all, since the dict came with the request, and
+    must not be fetched: clients can lose it while its promise stays, and the store then waits ten
+    minutes for it (protocol.md).
     """
     fingertip = _allows_fingertip(transformation, dunder)
-    by_path = set(_pins_by_path(transformation))
     for name, value in transformation.items():
-        if name.startswith("__") or name in by_path or value[2] is None:
+        if name.startswith("__") or value[2] is None:
             continue
         celltype, checksum, optional = value[0], value[2], fingertip
+        form = _form(transformation, name)
+        filesystem = form.get("filesystem")
+        if isinstance(filesystem, dict) and (mode := filesystem.get("mode")):
+            only_path = mode == "file" and not filesystem.get("optional")
+            if only_path or has_path(str(checksum).lower(), mode):
+                continue
+            if transformation.get("__language__") == "bash" and form.get("celltype") == _DEEP:
+                celltype = "folder"
         if name == "code" and transformation.get("__language__", "python") == "python":
             # What runs is the text as it was written. The pin names its syntax tree, which two
             # texts that differ in a comment share.
@@ -85,10 +103,7 @@ def _allows_fingertip(transformation: dict[str, Any], dunder: dict[str, Any]) ->
     return bool(merged.get("allow_input_fingertip"))
 
 
-def _pins_by_path(transformation: dict[str, Any]) -> Iterator[str]:
+def _form(transformation: dict[str, Any], pin: str) -> dict[str, Any]:
     formats = transformation.get("__format__")
-    if isinstance(formats, dict):
-        for name, form in formats.items():
-            filesystem = form.get("filesystem") if isinstance(form, dict) else None
-            if isinstance(filesystem, dict) and filesystem.get("mode"):
-                yield name
+    form = formats.get(pin) if isinstance(formats, dict) else None
+    return form if isinstance(form, dict) else {}

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import seamless
+from seamless.compression_utils import COMPRESSION_SUFFIXES
 from seamless_remote import buffer_remote
 
 _AT_ONCE: Final = 16
@@ -56,6 +57,15 @@ class ReadFolders:
         for start, buffers in enumerate(self._pool.map(self._read_some, strides)):
             found[start::_AT_ONCE] = buffers
         return found
+
+    def has_path(self, checksum: str, mode: str) -> bool:
+        """Whether there is a ``file`` or a ``directory`` of a checksum, compressed or not."""
+        is_it = os.path.isdir if mode == "directory" else os.path.isfile
+        return any(
+            is_it(path + suffix)
+            for path in self._paths(checksum)
+            for suffix in ("", *COMPRESSION_SUFFIXES)
+        )
 
     def _read_some(self, checksums: Sequence[str]) -> list[seamless.Buffer | None]:
         return [self._read_one(checksum) for checksum in checksums]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
-from seamless_transformer import compiler
+from seamless_transformer import compiler, run
 from seamless_transformer.probe_index import ensure_record_bucket_preconditions, is_record_probe
 from seamless_transformer.transformation_cache import (
     build_compilation_context_checksum,
@@ -84,11 +84,23 @@ def _noting_digests(get_info: Callable[..., dict[str, Any]]) -> Callable[..., di
     return noting
 
 
+def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
+    def calling(*arguments: Any, **named: Any) -> Any:
+        with _running:
+            return call(*arguments, **named)
+
+    return calling
+
+
 # Two threads of nested jobs would build the same module into the same file, which the first of them
 # has loaded by then, and the process dies of that.
 _building: Final = threading.RLock()
 _digests: ContextVar[list[str] | None] = ContextVar("compiled modules", default=None)
+# What compiled code keeps in static memory it has once in a process (all variables of Fortran), and
+# two threads of nested jobs that ran it would calculate with each other's.
+_running: Final = threading.RLock()
 compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module_info)
+run.call_compiled_transform = _one_at_a_time(run.call_compiled_transform)
 
 
 def answer_fields(

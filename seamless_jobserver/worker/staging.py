@@ -31,7 +31,7 @@ from seamless.caching.buffer_cache import get_buffer_cache
 from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 
-from seamless_jobserver.messages import Traffic
+from seamless_jobserver.messages import Ending, Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers
 from seamless_jobserver.worker.lane import CutOff, Lane, Result, together, within
 from seamless_jobserver.worker.nearby import Nearby
@@ -51,8 +51,16 @@ _LOOKED_FOR: Final = 16 * 2**20
 """Bytes up to which a buffer is looked for in the store's folder: finding one means reading it."""
 
 
-class InputMissing(Exception):
+class Unserved(Exception):
+    """The store did not do what a job needs, which is no failure of the job: `ending` says what."""
+
+    ending: Ending
+
+
+class InputMissing(Unserved):
     """Buffers that are neither in a read folder nor on a hashserver; `needs` says which."""
+
+    ending = Ending.INPUT_MISSING
 
     def __init__(self, missing: list[Need]) -> None:
         self.needs = missing
@@ -65,12 +73,16 @@ class InputMissing(Exception):
         )
 
 
-class InputUndelivered(Exception):
+class InputUndelivered(Unserved):
     """A buffer has been promised, but has not come in time; the message says what to do."""
 
+    ending = Ending.INPUT_UNDELIVERED
 
-class StoreUnavailable(Exception):
+
+class StoreUnavailable(Unserved):
     """The hashserver did not take or give a buffer; the message says what it did instead."""
+
+    ending = Ending.STORE_FAILED
 
 
 class Staging:
@@ -116,6 +128,10 @@ class Staging:
         misses = max(0, len(fetched) - len(near))
         self._count(Traffic(staged=staged, cache_hits=len(near), cache_misses=misses))
         return fetched
+
+    def has_path(self, checksum: str, mode: str) -> bool:
+        """Return what `ReadFolders.has_path` does."""
+        return self._nearby.has_path(checksum, mode)
 
     def store(self, buffers: list[seamless.Buffer]) -> None:
         """Write `buffers` to every write server and return when all have confirmed them.
@@ -206,24 +222,33 @@ async def _fetch_all(
     deadline = loop.time() + timeout
     notice = loop.call_later(_NOTICE, waiting)
     try:
-        found = await together([_fetch(need, timeout, deadline) for need in needs])
-        missing = [need for need, buffer in zip(needs, found, strict=True) if buffer is None]
+        found = await _fetch_each(needs, timeout, deadline)
+        missing = [need for need in needs if found[need.checksum] is None]
         if all(need.optional for need in missing):
             parts = [
                 Need(need.name, "bytes", leaf, need.optional)
-                for need, buffer in zip(needs, found, strict=True)
-                if need.celltype == "folder" and buffer is not None
-                for leaf in set(leaves(buffer.get_value("plain")))
+                for need in needs
+                if need.celltype == "folder" and (buffer := found[need.checksum]) is not None
+                for leaf in set(leaves(buffer.get_value("plain"))) - found.keys()
             ]
-            contents = await together([_fetch(part, timeout, deadline) for part in parts])
-            missing += [part for part, buf in zip(parts, contents, strict=True) if buf is None]
-            found += contents
+            contents = await _fetch_each(parts, timeout, deadline)
+            missing += [part for part in parts if contents[part.checksum] is None]
+            found.update(contents)
     finally:
         notice.cancel()
     required = [need for need in missing if not need.optional]
     if required:
         raise InputMissing(required)
-    return [buffer for buffer in found if buffer is not None]
+    return [buffer for buffer in found.values() if buffer is not None]
+
+
+async def _fetch_each(
+    needs: list[Need], timeout: float, deadline: float
+) -> dict[str, seamless.Buffer | None]:
+    """Fetch each buffer once, however many pins have it; return them by their checksum."""
+    once = {need.checksum: need for need in reversed(needs)}
+    found = await together([_fetch(need, timeout, deadline) for need in once.values()])
+    return dict(zip(once, found, strict=True))
 
 
 async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer | None:
@@ -328,7 +353,9 @@ async def _try_to_store(
             )
     if not written:
         raise StoreUnavailable(NO_STORE)
-    if all(answer.status in (200, 201) for answer in answers if answer.method == "PUT"):
+    # The last one of each server: seamless-remote sends again what has failed.
+    last = {answer.url: answer.status for answer in answers if answer.method == "PUT"}
+    if all(status in (200, 201) for status in last.values()):
         return None
     return "the hashserver says that somebody else is sending it, but it does not come."
 
