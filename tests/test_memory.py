@@ -6,14 +6,14 @@ import linecache
 import sys
 import unittest
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from seamless_jobserver.transport import import_seamless_remote
 
 import_seamless_remote()
 
 import seamless  # noqa: E402
-from seamless.caching import eviction_cost  # noqa: E402
+from seamless.caching import buffer_writer, eviction_cost  # noqa: E402
 from seamless.caching.buffer_cache import get_buffer_cache  # noqa: E402
 from seamless.checksum import parse_buffer  # noqa: E402
 from seamless_transformer.cached_compile import cached_compile  # noqa: E402
@@ -28,6 +28,19 @@ def use(number):
     buffer.get_checksum()
     buffer.tempref(scratch=True)
     return buffer
+
+
+class Writing(unittest.TestCase):
+    def test_what_could_not_be_sent_in_the_background_is_let_go_of(self):
+        sent, failed, waiting = (seamless.Buffer(b"to send %d" % number) for number in range(3))
+        for buffer in (sent, failed, waiting):
+            entry = buffer_writer._QueueEntry(buffer.get_checksum(), buffer, Future())
+            buffer_writer._entries[buffer.get_checksum()] = entry
+            self.addCleanup(buffer_writer._entries.pop, buffer.get_checksum(), None)
+        buffer_writer._entries[sent.get_checksum()].future.set_result(True)
+        buffer_writer._entries[failed.get_checksum()].future.set_exception(OSError())
+        let_go()
+        self.assertEqual(list(buffer_writer._entries), [waiting.get_checksum()])
 
 
 class Threads(unittest.TestCase):

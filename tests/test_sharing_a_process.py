@@ -53,6 +53,10 @@ def f(nonce):
         "collector's callbacks": len(gc.callbacks),
         "stack size": threading.stack_size(),
         "tracing of threads": threading._trace_hook is None,
+        "length of tracebacks": getattr(sys, "tracebacklimit", None),
+        "what cannot be raised": sys.unraisablehook is sys.__unraisablehook__,
+        "threads not of Python": None,
+        "server of forks": None,
     }
 """
 
@@ -90,6 +94,18 @@ MEDDLING = {
     "collector's callbacks": "gc.callbacks.append(lambda *a: None)",
     "stack size": "threading.stack_size(2**20)",
     "tracing of threads": "threading.settrace(lambda *a: None)",
+    "length of tracebacks": "sys.tracebacklimit = 0",
+    "what cannot be raised": "sys.unraisablehook = print",
+    # threading knows each by a dummy from then on, also when it has ended.
+    "threads not of Python": (
+        "import _thread, ctypes; over = _thread.allocate_lock(); over.acquire()\n"
+        "    def run():\n        threading.current_thread(); over.release()\n"
+        "    _thread.start_new_thread(run, ()); over.acquire()"
+    ),
+    "server of forks": (
+        "import multiprocessing; context = multiprocessing.get_context('forkserver')\n"
+        "    with context.Pool(1) as pool: assert pool.apply(abs, (-1,)) == 1"
+    ),
 }
 
 # What a job makes of its standard streams and descriptors.
@@ -254,6 +270,38 @@ class SharedProcess(OnAStore):
                 answer = self.server.run(self.store.request(job, output="plain", a=end))
                 self.assertEqual(self.value(answer), [end, code])
                 self.assertEqual(self.report()["pid"], before, self.server.log[-1000:])
+
+    def test_a_process_that_a_job_has_forked_cannot_wait_for_what_it_has_not(self):
+        code = (
+            "def f(a):\n    import multiprocessing\n    from seamless.transformer import direct\n"
+            "    def inner(b):\n        return b + 1\n"
+            "    def ask(b):\n"
+            "        try:\n            return direct(inner)(b)\n"
+            "        except Exception as error:\n            return str(error)\n"
+            "    here = direct(inner)(a)\n"
+            "    context = multiprocessing.get_context('fork')\n"
+            "    pipe, end = context.Pipe()\n"
+            "    child = context.Process(target=lambda: end.send(ask(a + 1)))\n"
+            "    child.start()\n    said = pipe.recv()\n    child.join()\n    return [here, said]\n"
+        )
+        answer = self.server.run(self.store.request(code, output="plain", a=1))
+        here, said = self.value(answer)
+        self.assertEqual(here, 2)
+        self.assertIn("a job has forked", said)
+
+    def test_a_module_that_configures_seamless_as_scripts_do_can_be_imported(self):
+        self.meddle("import seamless.config; seamless.config.init()")
+
+    def test_connections_and_loops_of_nested_transformations_are_closed_with_their_job(self):
+        code = (
+            "def f(a):\n    import os\n    from seamless.transformer import direct\n"
+            "    def inner(b):\n        return b + 1\n"
+            "    assert direct(inner)(a) == a + 1\n    return len(os.listdir('/proc/self/fd'))\n"
+        )
+        opened = [
+            self.value(self.server.run(self.store.request(code, a=number))) for number in range(8)
+        ]
+        self.assertLessEqual(opened[-1], opened[1], opened)
 
     def test_a_job_that_has_ended_is_not_ended_by_the_interpreter_later(self):
         self.meddle("import faulthandler; faulthandler.dump_traceback_later(2, exit=True)")
