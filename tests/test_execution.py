@@ -14,6 +14,7 @@ import_seamless_remote()
 import seamless  # noqa: E402
 from seamless_remote import database_remote  # noqa: E402
 from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
+from seamless_transformer import run as seamless_run  # noqa: E402
 
 from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
 from seamless_jobserver.worker import (  # noqa: E402
@@ -194,6 +195,21 @@ class SideBySide(unittest.TestCase):
             found = list(threads.map(lambda _: build(), range(2)))
         self.assertEqual(found, 2 * [{"most": 1}])
         self.assertTrue(entered.broken)
+
+    def test_compiled_code_is_run_by_one_thread_at_a_time(self):
+        running, entered = [], threading.Barrier(2)
+
+        def run():
+            running.append(None)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                entered.wait(0.2)  # nobody else comes
+            running.pop()
+
+        run = record._one_at_a_time(run)
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda _: run(), range(2)))
+        self.assertTrue(entered.broken)
+        self.assertEqual(seamless_run.call_compiled_transform.__module__, record.__name__)
 
     def test_a_flush_that_another_thread_gets_in_the_way_of_is_tried_again(self):
         changed = RuntimeError("dictionary changed size during iteration")

@@ -328,6 +328,45 @@ class OnTheWire(OnTwoServers):
         )
         self.assertEqual(self.result(answer), b"3\n")
 
+    def test_pins_of_seamless_run_come_over_http_where_there_is_no_path(self):
+        leaves = {"one.txt": self.store.put(b"one\n"), "sub/two.txt": self.store.put(b"two\n")}
+        missing = {"lost.txt": "cc" * 32}
+        file = self.store.put(b"file\n")
+        for content, expected in ((leaves, b"one\ntwo\nfile\n"), (missing, None)):
+            tree = self.store.put(json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+            request = self.store.request(
+                "cat tree/one.txt tree/sub/two.txt data.txt > RESULT\n",
+                language="bash",
+                output="bytes",
+            )
+            # As cmd/bash_transformation.py of seamless-transformer has them.
+            directory = {"filesystem": {"mode": "directory", "optional": True}}
+            pins = {
+                "tree": ["mixed", None, tree],
+                "data.txt": ["bytes", None, file],
+                "__format__": {
+                    "tree": {**directory, "celltype": "deepfolder"},
+                    "data.txt": {"filesystem": {"mode": "file", "optional": True}},
+                },
+            }
+            request["transformation_dict"].update(pins)
+            with self.subTest(content):
+                answer = self.over_http.run(run_request(request["transformation_dict"]))
+                if expected is not None:
+                    self.assertEqual(self.result(answer), expected)
+                    continue
+                self.assertEqual(answer.status, 500)
+                self.assertIn("Input not found in any read folder or hashserver", answer.text)
+                self.assertIn(f"tree: {missing['lost.txt']}", answer.text)
+
+    def test_a_buffer_that_several_pins_have_is_fetched_once(self):
+        checksum = self.store.put(b"for both " + os.urandom(8).hex().encode())
+        request = self.with_input("def f(a, b):\n    return len(a) - len(b)\n", checksum)
+        transformation = request["transformation_dict"]
+        answer = self.over_http.run(run_request({**transformation, "b": transformation["a"]}))
+        self.assertEqual(self.value(answer), 0)
+        self.assertEqual(self.downloads(checksum), 1)
+
     def test_a_file_pin_that_is_nowhere_is_named(self):
         answer = self.run_bash("true\n", data_txt=("file", "dd" * 32, "bytes"))
         self.assertEqual(answer.status, 500)

@@ -54,6 +54,17 @@ class Reading(unittest.TestCase):
         self.assertEqual([buffer.content for buffer in found], [prefixed, flat])
         self.assertEqual([buffer.get_checksum().hex() for buffer in found], names)
 
+    def test_a_path_is_there_or_not(self):
+        put(self.folder / "ab" / ("ab" * 32), b"a file")
+        put(self.folder / ("cd" * 32 + ".zst"), b"a packed one")
+        (self.folder / ("ee" * 32)).mkdir()
+        there = [("ab" * 32, "file"), ("cd" * 32, "file"), ("ee" * 32, "directory")]
+        for checksum, mode in there:
+            other = "directory" if mode == "file" else "file"
+            self.assertTrue(self.folders.has_path(checksum, mode))
+            self.assertFalse(self.folders.has_path(checksum, other))
+        self.assertFalse(self.folders.has_path("12" * 32, "file"))
+
     def test_what_is_not_there_is_none(self):
         self.assertEqual(self.folders.read(["12" * 32]), [None])
         self.assertEqual(ReadFolders([]).read(["12" * 32]), [None])
