@@ -93,6 +93,18 @@ class ShuttingDown(RequestError):
         super().__init__(f"The jobserver is shutting down: {detail}")
 
 
+class Unanswered(RequestError):
+    """The loop that owns the server's state has not got to a question in time."""
+
+    status = 503
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(
+            f"The jobserver did not get to this within {limit:g} s: is its machine overloaded, or "
+            "short of memory? Ask again."
+        )
+
+
 class WorkersUnavailable(RequestError):
     """No worker process can be started; the message is the cause."""
 

@@ -262,6 +262,46 @@ class Connections(unittest.TestCase):
         peer.sendall(GET)
         self.assertIn(b"well again", peer.recv(65536))
 
+    def test_a_long_answer_may_take_its_time_as_long_as_it_is_taken(self):
+        content = bytes(range(256)) * 16 * 1024  # far more than is buffered on its way
+        self.answer = lambda *args: dataclasses.replace(text_response(200, ""), body=content)
+        peer = socket.socket()
+        self.addCleanup(peer.close)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.settimeout(20)
+        limits, send_all = [], socket.socket.sendall
+
+        def note(sock, data, *flags):
+            limits.append((len(data), sock.gettimeout()))
+            return send_all(sock, data, *flags)
+
+        with mock.patch.object(socket.socket, "sendall", note):
+            peer.connect(("127.0.0.1", self.server.port))
+            peer.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            received = self.read_all(peer)
+        self.assertTrue(received.endswith(content))
+        self.assertEqual({limit for _, limit in limits}, {connection.WRITE_LIMIT})
+        self.assertLessEqual(max(length for length, _ in limits), 65536)
+
+    def test_a_thread_that_fails_to_start_for_any_reason_leaves_no_place_taken(self):
+        start = threading.Thread.start
+        failed = []
+
+        def fail_once(thread):
+            if thread.name.startswith("jobserver-connection") and not failed:
+                failed.append(thread)
+                raise MemoryError
+            start(thread)
+
+        with (
+            mock.patch.object(threading.Thread, "start", fail_once),
+            self.assertLogs("seamless_jobserver.server.http", "ERROR"),
+        ):
+            self.assertEqual(self.read_all(self.connect()), b"")
+        free = self.server._terms.places._free
+        self.assertEqual(free, 20)
+        self.assertEqual(self.server._snapshot(), {})
+
     def test_closing_lets_an_answer_out_and_ends_idle_connections(self):
         release = threading.Event()
         arrived = threading.Event()

@@ -3,13 +3,17 @@
 import asyncio
 import concurrent.futures
 import json
+import threading
 import unittest
 from unittest import mock
 
 from seamless_jobserver import http1
 from seamless_jobserver.messages import Ending, Outcome
+from seamless_jobserver.server import bridge as bridges
+from seamless_jobserver.server import routes
 from seamless_jobserver.server.connection import ClientGone
 from seamless_jobserver.server.routes import Routes
+from tests.stack import PATIENCE
 
 RESULT = Outcome(Ending.RESULT, result_checksum="cd" * 32)
 BODY = json.dumps(
@@ -29,6 +33,34 @@ class Bridge:
     def submit(self, work):
         asyncio.run(work)
         return concurrent.futures.Future()
+
+
+class Stuck(unittest.TestCase):
+    def test_a_question_that_the_loop_does_not_get_to_is_answered_all_the_same(self):
+        bridge = bridges.Bridge()
+        busy, over = threading.Event(), threading.Event()
+
+        async def hold_up_the_loop():
+            busy.set()
+            over.wait(PATIENCE)
+
+        self.addCleanup(bridge.close, PATIENCE)
+        self.addCleanup(over.set)
+        bridge.submit(hold_up_the_loop())
+        self.assertTrue(busy.wait(PATIENCE))
+        service = mock.Mock(status=mock.AsyncMock(), check_store=mock.AsyncMock())
+        service.cancel = mock.AsyncMock()
+        asked = {
+            f"GET /transformation-status/{'ab' * 32}": 503,
+            f"POST /cancel-transformation/{'ab' * 32}": 503,
+            "POST /check-store": 504,
+        }
+        with mock.patch.multiple(routes, _ANSWER_LIMIT=0.05, _CHECK_LIMIT=0.05):
+            for question, status in asked.items():
+                head = http1.parse_request_head(f"{question} HTTP/1.1\r\nHost: x".encode())
+                with self.subTest(question):
+                    answer = Routes(service, bridge, "").answer(head, b"", lambda _: None)
+                    self.assertEqual(answer.status, status)
 
 
 class AtTheVeryMoment(unittest.TestCase):

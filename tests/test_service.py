@@ -211,6 +211,27 @@ class Callers(ServiceCase):
             await asyncio.wait_for(all_told(), 20)
         self.assertEqual(len(slot.recorded), 5)
 
+    async def test_what_nobody_has_heard_is_told_before_the_end_or_the_log_says_that_it_is_not(
+        self,
+    ):
+        (slot,) = self.slots.slots
+        waiting = await self.call(request("1"))
+        await self.service.note_unheard(request("2"), RESULT)
+        await self.service.refuse(ShuttingDown())
+        closing = asyncio.ensure_future(self.service.close(20.0))
+        await self.settle()
+        slot.end.set_result(RESULT)
+        await waiting
+        await asyncio.wait_for(closing, 20)
+        self.assertEqual(slot.recorded, [(request("2").checksum, "cd" * 32)])
+        await self.make()
+        (slot,) = self.slots.slots
+        slot.problem = "it does not answer"
+        with self.assertLogs("seamless_jobserver.server.errands", "WARNING") as logged:
+            await self.service.note_unheard(request("3"), RESULT)
+            await self.service.close(0.05)
+        self.assertIn("will be run again", logged.output[-1])
+
     async def test_a_database_that_hangs_takes_a_tenth_of_the_time_of_one_slot(self):
         await self.make(slots=2)
         sleep = asyncio.sleep

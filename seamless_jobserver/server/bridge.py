@@ -10,6 +10,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from seamless_jobserver.errors import Unanswered
+
 Result = TypeVar("Result")
 
 
@@ -34,6 +36,16 @@ class Bridge:
             work.close()
             raise RuntimeError("the bridge is closed")
         return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def ask(self, work: Coroutine[Any, Any, Result], limit: float) -> Result:
+        """Return what `work` comes to on the loop, within `limit` seconds. Raises `Unanswered`."""
+        future = self.submit(work)
+        try:
+            return future.result(limit)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            # From Python 3.11 on that would be an OSError, and pass for a connection that was lost.
+            raise Unanswered(limit) from None
 
     def close(self, timeout: float) -> bool:
         """Cancel what still runs, stop the loop and join its thread within `timeout` seconds.

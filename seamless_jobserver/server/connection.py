@@ -52,7 +52,7 @@ IDLE_LIMIT: Final = 75.0
 STRANGER_LIMIT: Final = 5.0
 """Seconds for a connection to begin TLS and give the password, where they are asked for."""
 WRITE_LIMIT: Final = 60.0
-"""Seconds without progress in writing an answer."""
+"""Seconds without progress in writing an answer: for the client to take `_SLICE` bytes of it."""
 PROCESSING_INTERVAL: Final = 20.0
 """Seconds between interim responses; far below any read timeout that makes sense."""
 _HANDSHAKE_LIMIT: Final = 10.0
@@ -60,6 +60,7 @@ _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of a TLS connection (RFC 8446 §5.1)."""
 _LINGER: Final = 1.0
 _CHUNK: Final = 256 * 1024
+_SLICE: Final = 64 * 1024
 _ROOM_INTERVAL: Final = 0.1
 
 _AT_ONCE: Final = 0.05
@@ -307,16 +308,20 @@ class Connection:
         now = time.monotonic()
         if now >= self._next_processing:
             if self._processing:
-                self.socket.settimeout(WRITE_LIMIT)
-                self.socket.sendall(self._processing)
+                self._send(self._processing)
             self._next_processing = now + PROCESSING_INTERVAL
         if self._client_gone():
             raise ClientGone("it closed the connection before its job had ended")
 
     def _write(self, response: Response, keep_alive: bool, head_only: bool) -> None:
-        message = render(response, keep_alive=keep_alive, head_only=head_only)
-        self.socket.settimeout(WRITE_LIMIT)
-        self.socket.sendall(message)
+        self._send(render(response, keep_alive=keep_alive, head_only=head_only))
+
+    def _send(self, message: bytes) -> None:
+        view = memoryview(message)
+        for start in range(0, len(view), _SLICE):
+            self.socket.settimeout(WRITE_LIMIT)
+            # It bounds the whole of a `sendall`, however well that gets on.
+            self.socket.sendall(view[start : start + _SLICE])
 
     def _deliver(
         self, response: Response, unheard: Callable[[], object], keep_alive: bool, head_only: bool
@@ -339,18 +344,14 @@ class Connection:
         To a client of HTTP/1.0 it ends with the connection. An empty part only asks whether the
         client is still there.
         """
-        self.socket.settimeout(WRITE_LIMIT)
-        self.socket.sendall(render_stream_head(response, keep_alive=keep_alive, chunked=chunked))
+        self._send(render_stream_head(response, keep_alive=keep_alive, chunked=chunked))
         for part in parts:
             if self._client_gone():
                 raise ClientGone("the end of a stream was not waited for")
             if part:
-                self.socket.settimeout(WRITE_LIMIT)
-                framed = b"%x\r\n%s\r\n" % (len(part), part) if chunked else part
-                self.socket.sendall(framed)
+                self._send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
         if chunked:
-            self.socket.settimeout(WRITE_LIMIT)
-            self.socket.sendall(b"0\r\n\r\n")
+            self._send(b"0\r\n\r\n")
 
     def _linger(self) -> None:
         """Take in what the client is still sending, for a moment.

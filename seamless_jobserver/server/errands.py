@@ -89,6 +89,21 @@ class Errands:
         """Whether the database may be asked now: where it was away the last time, by one slot."""
         return not self._paused and not (self._pause and self._asking)
 
+    async def finish(self, timeout: float) -> None:
+        """Return when all is told, or after `timeout` seconds; the log says what is not."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (self._unheard or self._asking) and self._tasks:
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(set(self._tasks), timeout=left, return_when=first)
+        for one in self._unheard:
+            why = "the jobserver ends, and nobody has told the database of its result"
+            about = {"job": one.request.checksum}
+            _log.warning("it will be run again if it is asked for: %s", why, extra=about)
+
     def cancel(self) -> None:
         """Cancel all that is under way."""
         for task in self._tasks:

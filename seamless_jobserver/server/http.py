@@ -23,6 +23,7 @@ from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Final
 
+from seamless_jobserver.errors import Unanswered
 from seamless_jobserver.server.access import Gate, Refused, Standing
 from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
 from seamless_jobserver.server.doorstep import Doorstep
@@ -61,6 +62,7 @@ class JobHTTPServer(ThreadingHTTPServer):
     """Listens, and owns one thread for each connection."""
 
     daemon_threads = True
+    allow_reuse_port = False  # or two servers could share a port, and neither would know
     block_on_close = False  # the base class would wait without a bound; `close` does it with one
     request_queue_size = BACKLOG
 
@@ -294,6 +296,7 @@ class JobHTTPServer(ThreadingHTTPServer):
                     raise
             if self._over_within(_ROOM_INTERVAL):
                 return None
+            self.service_actions()  # who stands at the door may have the descriptors
 
     def service_actions(self) -> None:
         """Do what has to be done now and then (socketserver.BaseServer)."""
@@ -342,16 +345,26 @@ class JobHTTPServer(ThreadingHTTPServer):
         try:
             thread.start()
         except RuntimeError:
-            with self._lock:
-                del self._connections[thread]
+            self._drop(thread)
             return False
+        except BaseException:
+            # Want of memory, say: who closes the connection knows nothing of its place.
+            self._drop(thread)
+            connection.leave_place()
+            raise
         return True
+
+    def _drop(self, thread: threading.Thread) -> None:
+        with self._lock:
+            del self._connections[thread]
 
     def _serve_connection(self, connection: Connection) -> None:
         try:
             connection.serve(self._answer, self._activity)
         except (OSError, ClientGone) as error:
             _log.debug("connection lost: %s", error)
+        except Unanswered as error:
+            _log.warning("a connection is closed in the middle of its answer: %s", error)
         except Exception:  # noqa: BLE001 - one bad connection must not go unreported, or end us
             _log.exception("a connection ended by an error of ours")
         finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from seamless_jobserver import http1
-from seamless_jobserver.errors import InvalidChecksum, RequestError
+from seamless_jobserver.errors import InvalidChecksum, RequestError, Unanswered
 from seamless_jobserver.messages import NESTED_PATH, Ending, Outcome, RunRequest
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.jobs import State
@@ -110,7 +110,7 @@ class Routes:
             if event == "started"
             else self._service.end_hosted(int(number), Outcome.from_json(json.loads(body)))
         )
-        self._bridge.submit(work).result(_ANSWER_LIMIT)
+        self._bridge.ask(work, _ANSWER_LIMIT)
         return Response(204, b"")
 
     def _run(
@@ -151,23 +151,25 @@ class Routes:
             self._bridge.submit(self._service.note_unheard(request, outcome))
 
     def _check_store(self) -> Response:
-        future = self._bridge.submit(self._service.check_store())
         try:
-            found = future.result(_CHECK_LIMIT)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            return text_response(504, "504: the worker did not finish its check in time")
+            found = self._bridge.ask(self._service.check_store(), _CHECK_LIMIT)
+        except Unanswered:
+            return text_response(
+                504,
+                f"504: The worker did not finish its check within {_CHECK_LIMIT:g} s: the "
+                "hashserver or the database hangs. Look into their logs.",
+            )
         if found is None:
             return text_response(503, "503: no worker is idle at the moment", Retry_After="1")
         return json_response(vars(found))
 
     def _status(self, checksum: str) -> Response:
-        state = self._bridge.submit(self._service.status(_checksum(checksum)))
-        return json_response({"status": _WORDS[state.result(_ANSWER_LIMIT)]})
+        state = self._bridge.ask(self._service.status(_checksum(checksum)), _ANSWER_LIMIT)
+        return json_response({"status": _WORDS[state]})
 
     def _cancel(self, checksum: str) -> Response:
-        answer = self._bridge.submit(self._service.cancel(_checksum(checksum)))
-        canceled, state = answer.result(_ANSWER_LIMIT)
+        cancel = self._service.cancel(_checksum(checksum))
+        canceled, state = self._bridge.ask(cancel, _ANSWER_LIMIT)
         return json_response({"canceled": canceled, "status": _WORDS[state]})
 
 

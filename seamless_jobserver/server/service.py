@@ -230,6 +230,7 @@ class Service:
                 _log.info("waiting up to %g s for %d running jobs", grace, len(wanted))
                 told = True
             await asyncio.wait(wanted, timeout=left)
+        await self._errands.finish(deadline - asyncio.get_running_loop().time())
         for timer in self._abandoned.values():
             timer.cancel()
         for job in list(self._table.active()):

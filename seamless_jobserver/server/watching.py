@@ -140,7 +140,7 @@ class Watching:
             found = self._service.journal.of(checksum)
             return None if found is None else _describe_run(found)
 
-        return self._bridge.submit(look()).result(_LIMIT)
+        return self._bridge.ask(look(), _LIMIT)
 
     def _follow(self, checksum: str) -> Generator[bytes, None, None]:
         """Yield what a transformation's newest job prints until it has ended."""
