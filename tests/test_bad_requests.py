@@ -238,9 +238,9 @@ class ManyClients(Faults):
                     poll.unregister(descriptor)
                     del callers[descriptor]
             self.assertEqual(good, 1000)
-            for took, worked in healthchecks:
+            for took, worked, allowed in healthchecks:
                 # How much of a processor the server gets is the machine's doing, down to a tenth.
-                self.assertLess(min(took, worked), 1.0)
+                self.assertLess(min(took, worked), allowed)
                 self.assertLess(took, 10.0)
         self.assertEqual(self.runs(), 1)
 
@@ -248,7 +248,8 @@ class ManyClients(Faults):
     def healthchecks(self, server):
         """Ask for the health again and again meanwhile.
 
-        Yields, for each answer, the seconds that it took and the server's processor time in them.
+        Yields, for each answer, the seconds that it took, the server's processor time in them, and
+        the second that either may take: on a loaded machine, whose processors are slower too, more.
         """
         seen, over = [], threading.Event()
 
@@ -256,7 +257,8 @@ class ManyClients(Faults):
             while not over.wait(0.05):
                 before = processor_time(server.process.pid)
                 took = self.healthcheck(server)
-                seen.append((took, processor_time(server.process.pid) - before))
+                worked = processor_time(server.process.pid) - before
+                seen.append((took, worked, 1.0 if took < 1.0 else stretched(1.0, 40)))
 
         with ThreadPoolExecutor(1) as asking:
             asked = asking.submit(ask_again)

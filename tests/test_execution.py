@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from seamless_remote import database_remote  # noqa: E402
 from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 from seamless_transformer import run as seamless_run  # noqa: E402
 
-from seamless_jobserver.messages import Ending, RunRequest  # noqa: E402
+from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings  # noqa: E402
 from seamless_jobserver.worker import (  # noqa: E402
     entry,
     execution,
     failure,
+    measure,
     nested,
     record,
     staging,
@@ -218,6 +220,59 @@ class SideBySide(unittest.TestCase):
         self.assertEqual(flush.mock_calls, 3 * [mock.call(timeout=1.0)])
         with self.assertRaises(RuntimeError):
             nested._in_one_thread(mock.Mock(side_effect=RuntimeError("another")))()
+
+
+class NestedRuns(unittest.IsolatedAsyncioTestCase):
+    FIELDS = {
+        "transformation_dict": {"__language__": "python", "code": ["python", None, "ab" * 32]},
+        "tf_checksum": "cd" * 32,
+        "tf_dunder": {},
+        "scratch": False,
+        "strict_dunder": False,
+        "record": False,
+    }
+
+    def client(self, run_here=None):
+        settings = WorkerSettings({}, False, "http://u:p@127.0.0.1:9", 1, 1.0, 1.0, 100, 0)
+        return nested._NestedClient(settings, run_here, measure.Meter(lambda: 0.0))
+
+    async def test_a_server_that_does_not_answer_is_not_asked_again_at_once(self):
+        client, sessions = self.client(), []
+
+        def session(**_):
+            sessions.append(mock.Mock(close=mock.AsyncMock(), get=self.fail_to_get))
+            return sessions[-1]
+
+        clock = mock.Mock(return_value=1000.0)
+        with (
+            mock.patch.object(nested, "ClientSession", session),
+            mock.patch.object(nested.time, "monotonic", clock),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            for moment, asked in ((0.0, 1), (1.0, 1), (nested._SERVER_PAUSE + 2.0, 2)):
+                clock.return_value = 1000.0 + moment
+                self.assertIsNone(await client._ask(self.FIELDS))
+                self.assertEqual(len(sessions), asked)
+
+    def fail_to_get(self, *_, **__):
+        raise nested.ClientError("no answer")
+
+    def test_what_the_store_did_not_do_is_not_told_as_the_failure_of_a_hosted_job(self):
+        for error, ending in (
+            (StoreUnavailable("it is away"), Ending.STORE_FAILED),
+            (staging.InputUndelivered("it has not come"), Ending.INPUT_UNDELIVERED),
+            (ValueError("mine"), Ending.FAILED),
+        ):
+            client = self.client(mock.Mock(side_effect=error))
+            with (
+                self.subTest(ending),
+                mock.patch.object(client, "_report") as report,
+                self.assertRaises(type(error)),
+            ):
+                client._host(self.FIELDS, 7)
+            (number, event, told) = report.call_args.args
+            self.assertEqual((number, event), (7, "ended"))
+            self.assertIs(Outcome.from_json(told).ending, ending)
 
 
 class Recording(unittest.TestCase):
