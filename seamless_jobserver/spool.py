@@ -60,10 +60,9 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
     Raises OSError.
     """
     _make_private(path.parent)
-    if not _is_trusted(path.parent.stat()):
-        raise PermissionError(
-            errno.EPERM, "it belongs to somebody else, or others may write there", str(path.parent)
-        )
+    problem = distrust(path.parent)
+    if problem is not None:
+        raise PermissionError(errno.EPERM, problem)
     # mkdtemp makes a directory that is the user's alone, whatever the umask is.
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
     try:
@@ -77,6 +76,20 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
+
+
+def distrust(spool: Path) -> str | None:
+    """Return why what is in a spool is not believed, and none is kept there, or None."""
+    try:
+        trusted = _is_trusted(spool.stat())
+    except OSError:
+        return None  # it is not there yet, or who asks will meet the same
+    if trusted:
+        return None
+    return (
+        f"{spool} is not used for results: it must be a directory of yours where nobody else can "
+        f"write. If it is yours: chmod go-w {spool}"
+    )
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -49,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
         except OSError as error:
             print(f"{directory} cannot be read: {error}", file=sys.stderr)  # noqa: T201
             return 1
+        distrust = None if directory is None else spool.distrust(directory)
+        if distrust is not None:
+            print(distrust, file=sys.stderr)  # noqa: T201
+            return 1
         if not paths:
             where = "" if directory is None else f" in {directory}"
             print(f"Nothing is waiting{where}.")  # noqa: T201
@@ -83,7 +87,7 @@ def _url(text: str) -> str:
 def _upload(path: Path, store: str | None, database: str | None) -> None:
     manifest = spool.read(path)
     if manifest is None:
-        raise UploadFailed(f"{path} holds no spooled result")
+        raise UploadFailed(spool.distrust(path.parent) or f"{path} holds no spooled result")
     stores = [store] if store else manifest["stores"]
     if not stores:
         raise UploadFailed("it names no hashserver; name one with --store URL")
@@ -98,7 +102,7 @@ def _upload(path: Path, store: str | None, database: str | None) -> None:
         }
         status = _put(url, "/", json.dumps(fields).encode())
         if status not in (200, 201):
-            raise UploadFailed(f"the database {_shown(url)} answered {status}")
+            raise UploadFailed(f"the database {_shown(url)} answered {status}: see its log")
     spool.remove(path)
 
 
@@ -109,7 +113,7 @@ def _put_buffer(url: str, checksum: str, path: Path) -> None:
         if status in (200, 201):
             return
         if status != 202:
-            raise UploadFailed(f"the hashserver {_shown(url)} answered {status}")
+            raise UploadFailed(f"the hashserver {_shown(url)} answered {status}: see its log")
         pause.wait(_PAUSE)
     raise UploadFailed(f"somebody else keeps sending {checksum} to {_shown(url)}")
 
@@ -126,7 +130,10 @@ def _put(url: str, path: str, content: bytes) -> int:
         response.read()
         return int(response.status)
     except OSError as error:
-        raise UploadFailed(f"{_shown(url)} cannot be reached: {error}") from error
+        raise UploadFailed(
+            f"{_shown(url)} cannot be reached: {error}. If it listens elsewhere by now, say where "
+            "with --store URL or --database URL"
+        ) from error
     finally:
         connection.close()
 

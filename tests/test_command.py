@@ -267,6 +267,20 @@ class Listening(WithDirectory):
                     self.assertNotIn("port", server.status)
                     server.log_file.unlink()
 
+    def test_an_address_that_is_not_here_is_named(self):
+        server = self.start("--host", "192.0.2.1", "--port", "0", wait=False)
+        self.assertEqual(server.process.wait(PATIENCE), 1)
+        self.assertIn("192.0.2.1", server.log)
+        self.assertIn("no address of this machine", server.log)
+
+    def test_a_spool_that_others_can_write_to_is_told_of_before_it_is_needed(self):
+        spool = self.directory / "spool"
+        spool.mkdir()
+        spool.chmod(0o770)
+        server = self.start(env={"SEAMLESS_JOBSERVER_SPOOL": str(spool)})
+        self.assertIn(f"{spool} is not used for results", server.log)
+        self.assertIn(f"chmod go-w {spool}", server.log)
+
     def test_an_exhausted_range_is_named(self):
         with neighbouring_ports() as port:
             server = self.start("--port-range", str(port), str(port + 1), wait=False)

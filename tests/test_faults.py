@@ -934,8 +934,21 @@ class StoreAway(Faults):
         )
         self.assertEqual(done.returncode, 1)
         self.assertIn("http://127.0.0.1:9 cannot be reached", done.stderr)
+        self.assertIn("say where with --store", done.stderr)
         self.assertNotIn("Traceback", done.stderr)
         self.assertTrue(entry.exists())
+        entry.parent.chmod(0o770)
+        for which in ((), (str(entry),)):
+            done = subprocess.run(
+                [str(JOBSERVER), "upload", *which],
+                env={**os.environ, "SEAMLESS_JOBSERVER_SPOOL": str(entry.parent)},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertIn(f"chmod go-w {entry.parent}", done.stderr)
 
     def test_inputs_wait_for_a_store_that_is_restarted(self):
         server = self.lasting()

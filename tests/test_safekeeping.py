@@ -193,7 +193,7 @@ class Kept(unittest.TestCase):
         (self.directory / "spool").mkdir()
         (self.directory / "spool").chmod(0o777)
         told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT], whole=True)
-        self.assertIn("others may write there", told)
+        self.assertIn("nobody else can write", told)
 
     def test_all_of_it_is_the_users_alone_whatever_the_umask(self):
         place = self.directory / "state"

@@ -121,7 +121,8 @@ class Gate:
             raise Refused(
                 "a connection of unknown origin",
                 "403: It cannot be found out at the moment where this connection comes from, so "
-                "it is refused.",
+                "it is refused. Ask again; if that does not help, the log of the jobserver says "
+                "more.",
             ) from None
         if local:
             if self._rules.any_user:
@@ -216,7 +217,9 @@ class Gate:
         except peer.Unknown:
             raise Refused(
                 "a local connection of unknown owner",
-                "403: The kernel does not say whose connection this is, so it is refused.",
+                "403: The kernel does not say whose connection this is, so it is refused. It may "
+                "come from a container or another network namespace, or was closed too early; the "
+                "owner of the jobserver can allow every user with --access any.",
             ) from None
         if user != self._user:
             raise Refused(

@@ -236,7 +236,11 @@ class Connection:
     def _read_body(self, head: http1.RequestHead, deadline: float) -> bytes:
         length = http1.request_body_length(head.fields)
         if length > self._terms.max_body:
-            raise http1.MalformedMessage(f"a body of over {self._terms.max_body} bytes", status=413)
+            raise http1.MalformedMessage(
+                f"a body of {length} bytes, more than the {self._terms.max_body} that --max-body "
+                "of the jobserver allows",
+                status=413,
+            )
         expectations = head.fields.tokens("Expect")
         if expectations - {"100-continue"}:
             raise http1.MalformedMessage("an expectation that is not 100-continue", status=417)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from seamless_jobserver import processtree
+from seamless_jobserver import processtree, spool
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import WorkerProgram, WorkerSettings
 from seamless_jobserver.server.access import (
@@ -207,6 +207,10 @@ def _serve(
         if status_file is not None:
             status_file.write_running(http.port)
         log_access(facts.access, facts.exposed)
+        directory = spool.spool_directory()
+        distrust = None if directory is None else spool.distrust(directory)
+        if distrust is not None:
+            _log.warning("%s", distrust)
         make_slots = functools.partial(
             _make_slots,
             settings,
@@ -335,7 +339,8 @@ def _check_packages() -> None:
     if missing:
         raise StartupError(
             f"missing on this machine: {', '.join(missing)}. Install with: "
-            f"{sys.executable} -m pip install {' '.join(missing)}"
+            f"{sys.executable} -m pip install {' '.join(missing)} (on a locked-down cluster with "
+            "--no-deps, and what else locked-down.txt of the jobserver names)"
         )
 
 
@@ -349,7 +354,7 @@ def _listen(
     """Bind the first port that is free. Raises `StartupError` that names the ports."""
     family, address = settings.address
     ports = random.sample(settings.ports, len(settings.ports))
-    taken = 0
+    refused = 0
     for port in ports:
         try:
             return JobHTTPServer(
@@ -363,15 +368,22 @@ def _listen(
                 max_body=settings.max_body,
             )
         except OSError as error:
-            if len(ports) == 1:
+            advice = _ADVICE.get(error.errno or 0, _TAKEN)
+            if len(ports) == 1 or error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise StartupError(
-                    f"cannot listen on port {port} of {settings.host}: {error.strerror}. "
-                    "Choose another one with --port, or let one be chosen with --port-range."
+                    f"cannot listen on port {port} of {settings.host}: {error.strerror}. {advice}"
                 ) from None
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise StartupError(f"cannot listen on {settings.host}: {error.strerror}") from None
-            taken += 1
+            refused += error.errno == errno.EACCES
     raise StartupError(
-        f"no free port from {settings.ports[0]} to {settings.ports[-1]} on {settings.host}: all "
-        f"{taken} are taken. Widen --port-range."
+        f"no free port from {settings.ports[0]} to {settings.ports[-1]} on {settings.host}: "
+        f"{len(ports) - refused} are taken, and {refused} are for root only. Widen --port-range."
     )
+
+
+_TAKEN: Final = "Choose another one with --port, or let one be chosen with --port-range."
+_ADVICE: Final = {
+    errno.EADDRINUSE: _TAKEN,
+    errno.EACCES: "Ports below 1024 are root's: choose a higher one with --port or --port-range.",
+    errno.EADDRNOTAVAIL: "That is no address of this machine: choose one for --host among those "
+    "that `ip address` shows, or 0.0.0.0 for all.",
+}

@@ -367,7 +367,8 @@ class Service:
         except Exception as error:  # noqa: BLE001 - or callers would wait for ever
             _log.exception("it could not be carried out", extra={"job": job.checksum})
             what = f"{type(error).__name__}: {error}"
-            outcome = Outcome(Ending.LOST, message=f"The jobserver has made a mistake: {what}\n")
+            message = f"The jobserver has made a mistake, of which its log has more: {what}\n"
+            outcome = Outcome(Ending.LOST, message=f"{message}Run the workflow again.\n")
         printed = self._put_away(job, outcome, path)
         if job.state is State.RUNNING:
             outcome.runtime["retry_count"] = job.retries
