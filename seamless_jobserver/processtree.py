@@ -26,6 +26,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, TextIO
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_SYS_PIDFD_OPEN: Final = 434
+"""The same on all architectures that Python runs on (asm-generic/unistd.h)."""
 _MAX_ROUNDS: Final = 50
 """A bound for the walk; only processes that fork faster than we stop them reach it."""
 
@@ -67,6 +69,24 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+def open_process(pid: int) -> int:
+    """Return a descriptor that becomes readable when a child has ended (pidfd_open(2), Linux 5.3).
+
+    Its end is told whatever holds its pipes open. Raises OSError.
+    """
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    import ctypes  # here, because the guardian runs this file too and does without it
+
+    # Interpreters that were built for older systems, such as conda's, do not have it.
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.syscall(_SYS_PIDFD_OPEN, pid, 0))
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"pidfd_open: {os.strerror(number)}")
+    return descriptor
 
 
 def descendants(pid: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import unittest
@@ -9,7 +10,7 @@ from unittest import mock
 
 from seamless_jobserver import processtree
 from seamless_jobserver.processtree import ProcessId, children, descendants, kill_tree, tree_memory
-from tests.stack import ROOT, temporary_directory, wait_until
+from tests.stack import PATIENCE, ROOT, temporary_directory, wait_until
 
 # Each prints the pids of what it has started, then stays.
 SHAPES = {
@@ -26,6 +27,15 @@ SUBREAPER = (
     "processtree.become_subreaper(); subprocess.run(['bash', '-c', sys.argv[1]]);"
     "import signal; signal.pause()"
 )
+
+
+class _Older:
+    """The module `os` of an interpreter that was built for an older system."""
+
+    def __getattr__(self, name):
+        if name == "pidfd_open":
+            raise AttributeError(name)
+        return getattr(os, name)
 
 
 class Trees(unittest.TestCase):
@@ -78,6 +88,26 @@ class Trees(unittest.TestCase):
             wait_until(lambda: not identity.alive, "it has ended, though nobody has asked how")
         process.wait()
         self.assertIsNone(ProcessId.of(process.pid))
+
+    def test_the_end_of_a_child_is_told_by_old_and_new_interpreters(self):
+        for python in ("new", "old"):
+            with self.subTest(python), contextlib.ExitStack() as stack:
+                if python == "old" and hasattr(os, "pidfd_open"):
+                    stack.enter_context(mock.patch.object(processtree, "os", _Older()))
+                child = subprocess.Popen(["sleep", "600"])
+                stack.callback(child.wait)
+                stack.callback(child.kill)
+                descriptor = processtree.open_process(child.pid)
+                stack.callback(os.close, descriptor)
+                self.assertFalse(os.get_inheritable(descriptor))
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                self.assertEqual(poll.poll(0), [])
+                child.kill()
+                self.assertEqual(len(poll.poll(1000 * PATIENCE)), 1)
+                child.wait()
+                with self.assertRaises(OSError):
+                    processtree.open_process(child.pid)
 
     def test_children_are_found_without_the_kernels_list_too(self):
         process, _ = self.start("sleep 600 & echo $!; wait")

@@ -24,7 +24,7 @@ from seamless_jobserver.messages import (
     WorkerProgram,
     WorkerSettings,
 )
-from seamless_jobserver.processtree import ProcessId, kill_tree, terminate_tree
+from seamless_jobserver.processtree import ProcessId, kill_tree, open_process, terminate_tree
 from seamless_jobserver.progress import Phase, Progress
 from seamless_jobserver.receipts import Receipts
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
@@ -163,7 +163,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         try:
-            self._watched = os.pidfd_open(self.pid)
+            self._watched = open_process(self.pid)
         except OSError:
             # Before Linux 5.3. It is a pipe, which what a job has forked holds open, too.
             self._watched = os.dup(self._process.sentinel)
