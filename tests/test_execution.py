@@ -13,7 +13,7 @@ from seamless_jobserver.transport import import_seamless_remote
 import_seamless_remote()
 
 import seamless  # noqa: E402
-from seamless_remote import database_remote  # noqa: E402
+from seamless_remote import buffer_remote, database_remote  # noqa: E402
 from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 from seamless_transformer import run as seamless_run  # noqa: E402
 
@@ -22,11 +22,13 @@ from seamless_jobserver.worker import (  # noqa: E402
     entry,
     execution,
     failure,
+    lane,
     measure,
     nested,
     record,
     staging,
 )
+from seamless_jobserver.worker.pins import Need  # noqa: E402
 from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import run_request  # noqa: E402
 
@@ -213,6 +215,20 @@ class SideBySide(unittest.TestCase):
         self.assertTrue(entered.broken)
         self.assertEqual(seamless_run.call_compiled_transform.__module__, record.__name__)
 
+    def test_the_probes_of_a_job_are_not_asked_for_a_second_time(self):
+        asked = []
+        ensure = record._unless_known(lambda *arguments: asked.append(arguments))
+        in_record = RunRequest("ab" * 32, TRANSFORMATION, record=True)
+        with record.probes_known(in_record):
+            ensure({}, None)
+            self.assertEqual(asked, [])
+            ensure({}, None)  # of what the job itself runs
+            self.assertEqual(len(asked), 1)
+        with record.probes_known(RunRequest("ab" * 32, TRANSFORMATION)):
+            ensure({}, None)
+        ensure({}, None)
+        self.assertEqual(len(asked), 3)
+
     def test_a_flush_that_another_thread_gets_in_the_way_of_is_tried_again(self):
         changed = RuntimeError("dictionary changed size during iteration")
         flush = mock.Mock(side_effect=[changed, changed, None])
@@ -220,6 +236,23 @@ class SideBySide(unittest.TestCase):
         self.assertEqual(flush.mock_calls, 3 * [mock.call(timeout=1.0)])
         with self.assertRaises(RuntimeError):
             nested._in_one_thread(mock.Mock(side_effect=RuntimeError("another")))()
+
+
+class Patience(unittest.TestCase):
+    def test_many_inputs_may_take_longer_than_one_is_waited_for(self):
+        contents = {f"{number:064x}": b"%d" % number for number in range(5)}
+
+        async def get(checksum):
+            await asyncio.sleep(0.3)  # one after another, as from a store that is slow
+            return seamless.Buffer(contents[checksum.hex()])
+
+        wanted = [Need(name, "bytes", name) for name in contents]
+        with (
+            mock.patch.object(buffer_remote, "get_buffer", get),
+            mock.patch.object(lane, "_AT_ONCE", 1),
+        ):
+            found = staging.Staging(1.0, 0).fetch(iter(wanted), 1.0, lambda: None)
+        self.assertEqual({buffer.content for buffer in found}, set(contents.values()))
 
 
 class NestedRuns(unittest.IsolatedAsyncioTestCase):
@@ -255,7 +288,7 @@ class NestedRuns(unittest.IsolatedAsyncioTestCase):
                 self.assertEqual(len(sessions), asked)
 
     def fail_to_get(self, *_, **__):
-        raise nested.ClientError("no answer")
+        raise nested.ServerTimeoutError("no answer")
 
     def test_what_the_store_did_not_do_is_not_told_as_the_failure_of_a_hosted_job(self):
         for error, ending in (

@@ -60,8 +60,8 @@ class Needs(unittest.TestCase):
         }
         paths = set()
         for present, wanted in (
-            ({}, {("folder", "folder", B), ("either", "bytes", C), ("deep", "folder", D)}),
-            ({(B, "directory")}, {("either", "bytes", C), ("deep", "folder", D)}),
+            ({}, {("folder", "folder", B), ("either", "bytes", C), ("deep", "mixed", D)}),
+            ({(B, "directory")}, {("either", "bytes", C), ("deep", "mixed", D)}),
             ({(B, "directory"), (C, "file"), (D, "directory")}, set()),
         ):
             paths = present

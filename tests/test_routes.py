@@ -10,9 +10,12 @@ from unittest import mock
 from seamless_jobserver import http1
 from seamless_jobserver.messages import Ending, Outcome
 from seamless_jobserver.server import bridge as bridges
+from seamless_jobserver.server import overview as overviews
 from seamless_jobserver.server import routes
 from seamless_jobserver.server.connection import ClientGone
+from seamless_jobserver.server.overview import Overview
 from seamless_jobserver.server.routes import Routes
+from seamless_jobserver.server.watching import Watching
 from tests.stack import PATIENCE
 
 RESULT = Outcome(Ending.RESULT, result_checksum="cd" * 32)
@@ -50,16 +53,23 @@ class Stuck(unittest.TestCase):
         self.assertTrue(busy.wait(PATIENCE))
         service = mock.Mock(status=mock.AsyncMock(), check_store=mock.AsyncMock())
         service.cancel = mock.AsyncMock()
+        overview = Overview(mock.Mock(), service, bridge, mock.Mock(), mock.MagicMock())
         asked = {
+            "GET /metrics": 503,
             f"GET /transformation-status/{'ab' * 32}": 503,
             f"POST /cancel-transformation/{'ab' * 32}": 503,
             "POST /check-store": 504,
         }
-        with mock.patch.multiple(routes, _ANSWER_LIMIT=0.05, _CHECK_LIMIT=0.05):
+        with (
+            mock.patch.multiple(routes, _ANSWER_LIMIT=0.05, _CHECK_LIMIT=0.05),
+            mock.patch.object(overviews, "_LIMIT", 0.05),
+        ):
             for question, status in asked.items():
                 head = http1.parse_request_head(f"{question} HTTP/1.1\r\nHost: x".encode())
                 with self.subTest(question):
-                    answer = Routes(service, bridge, "").answer(head, b"", lambda _: None)
+                    ours = Routes(service, bridge, "")
+                    ours.watching = Watching(overview, service, bridge)
+                    answer = ours.answer(head, b"", lambda _: None)
                     self.assertEqual(answer.status, status)
 
 

@@ -363,10 +363,16 @@ class Unconfirmed(ServiceCase):
 
     async def test_a_job_is_ended_for_its_time_unless_its_result_is_being_stored(self):
         for phase in Phase:
-            with self.subTest(phase):
-                slot = mock.Mock(phase=phase)
-                attempt._time_out(slot, "It took too long.")
-                self.assertEqual(slot.condemn.called, phase is not Phase.STORING)
+            slept = []
+
+            async def sleep(seconds, slept=slept):
+                slept.append(seconds)
+
+            slot = mock.Mock(phase=phase)
+            with self.subTest(phase), mock.patch.object(attempt.asyncio, "sleep", sleep):
+                await attempt._limit_time(slot, 5.0, 600.0)
+                self.assertEqual(slept, [5.0, 600.0] if phase is Phase.STORING else [5.0])
+                slot.condemn.assert_called_once()
 
     async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
         await self.make(slots=2)

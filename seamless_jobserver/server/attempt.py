@@ -17,6 +17,7 @@ from seamless_jobserver.server.slot import Slot
 
 _log = logging.getLogger(__name__)
 
+_STORE_MARGIN: Final = 60.0
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
 
@@ -29,32 +30,35 @@ async def attempt(
     *,
     input_timeout: float,
     job_timeout: float | None,
+    store_timeout: float,
 ) -> Outcome:
     """Run a job in the slot that is reserved for it; what it prints goes to `path`.
 
     It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
-    is not None. Raises as `Slot.run` does.
+    is not None: when its result is being stored by then, not before that had `store_timeout`.
+    Raises as `Slot.run` does.
     """
-    looking = asyncio.ensure_future(_look_after(job, slot, path, output))
-    timer = None
+    timers = [asyncio.ensure_future(_look_after(job, slot, path, output))]
     if job_timeout is not None:
-        verdict = (
-            f"The job was ended because it took longer than the {job_timeout:g} s that "
-            "--job-timeout of the jobserver allows."
-        )
-        timer = asyncio.get_running_loop().call_later(job_timeout, _time_out, slot, verdict)
+        limiting = _limit_time(slot, job_timeout, store_timeout + _STORE_MARGIN)
+        timers.append(asyncio.ensure_future(limiting))
     try:
         return await slot.run(job.request, path, input_timeout)
     finally:
-        looking.cancel()
-        if timer is not None:
+        for timer in timers:
             timer.cancel()
 
 
-def _time_out(slot: Slot, verdict: str) -> None:
-    # A result that is there may have cost hours, and there are other limits on storing it.
-    if slot.phase is not Phase.STORING:
-        slot.condemn(verdict)
+async def _limit_time(slot: Slot, limit: float, for_storing: float) -> None:
+    await asyncio.sleep(limit)
+    if slot.phase is Phase.STORING:
+        # A result that is there may have cost hours, and storing it has a limit of its own. But
+        # what the job's code leaves behind is put away in this phase too, and can hang.
+        await asyncio.sleep(for_storing)
+    slot.condemn(
+        f"The job was ended because it took longer than the {limit:g} s that --job-timeout of the "
+        "jobserver allows."
+    )
 
 
 async def _look_after(job: Job, slot: Slot, path: str, output: JobOutput) -> None:

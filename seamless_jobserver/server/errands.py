@@ -51,6 +51,7 @@ class Errands:
         self._done = done
         self._patience = patience
         self._unheard: deque[_Unheard] = deque(maxlen=_UNHEARD)
+        self._telling: list[_Unheard] = []
         # 0 for as long as the database takes what it is told.
         self._pause = 0.0
         self._paused = False
@@ -99,7 +100,7 @@ class Errands:
                 break
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait(set(self._tasks), timeout=left, return_when=first)
-        for one in self._unheard:
+        for one in [*self._telling, *self._unheard]:
             why = "the jobserver ends, and nobody has told the database of its result"
             about = {"job": one.request.checksum}
             _log.warning("it will be run again if it is asked for: %s", why, extra=about)
@@ -121,9 +122,11 @@ class Errands:
         """Have a slot tell the database, once `_asking` counts it: not only when this runs."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
+        self._telling.append(one)
         try:
             problem = await slot.record(one.request, one.result)
         finally:
+            self._telling.remove(one)
             self._asking -= 1
         about = {"job": one.request.checksum}
         if problem is None:

@@ -187,7 +187,7 @@ def _serve(
             job_timeout=settings.job_timeout,
             failure_memory=FAILURE_MEMORY,
             abandoned_after=ABANDONED_AFTER,
-            record_for=settings.store_timeout,
+            store_timeout=settings.store_timeout,
         )
         service = Service(policy=policy, output=output, activity=activity)
         password = secrets.token_urlsafe(32)

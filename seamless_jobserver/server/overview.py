@@ -122,7 +122,7 @@ class Overview:
         async def on_the_loop() -> Any:
             return look()
 
-        return self._bridge.submit(on_the_loop()).result(_LIMIT)
+        return self._bridge.ask(on_the_loop(), _LIMIT)
 
     def _ended_since(self, after: int) -> tuple[list[bytes], int]:
         journal = self._service.journal

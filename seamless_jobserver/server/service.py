@@ -65,8 +65,9 @@ class Policy:
     """How jobs are treated; times in seconds.
 
     `job_timeout` is None for no limit; `failure_memory` is for how long a failure is remembered;
-    `abandoned_after` for how long a queued job is kept that nobody waits for, `record_for` for how
-    long a result without a caller is offered to a database that does not take it.
+    `abandoned_after` for how long a queued job is kept that nobody waits for, `store_timeout` for
+    how long a result is offered to a store, and one without a caller to a database, that does not
+    take it.
     """
 
     record: bool
@@ -75,7 +76,7 @@ class Policy:
     job_timeout: float | None = None
     failure_memory: float = FAILURE_MEMORY
     abandoned_after: float = ABANDONED_AFTER
-    record_for: float = 600.0
+    store_timeout: float = 600.0
 
 
 class Service:
@@ -95,7 +96,7 @@ class Service:
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
         self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
-        self._errands = Errands(activity, self._dispatch, policy.record_for)
+        self._errands = Errands(activity, self._dispatch, policy.store_timeout)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
 
     async def start(
@@ -409,6 +410,7 @@ class Service:
                     self.output,
                     input_timeout=self._failures.patience(job.checksum, self._policy.input_timeout),
                     job_timeout=self._policy.job_timeout,
+                    store_timeout=self._policy.store_timeout,
                 )
             retire = outcome.retire
             self.journal.moved(outcome.traffic)

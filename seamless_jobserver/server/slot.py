@@ -16,7 +16,6 @@ engine can stand here. Everything here runs on the event loop.
 """
 
 import asyncio
-import contextlib
 import enum
 import logging
 from concurrent.futures import BrokenExecutor
@@ -159,8 +158,12 @@ class Slot:
 
     async def vacated(self, timeout: float) -> None:
         """Return when nobody has this slot, or after `timeout` seconds."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._vacant.wait(), timeout)
+        # Not wait_for: before Python 3.12 it can swallow the cancellation that ends the keeper.
+        vacant = asyncio.ensure_future(self._vacant.wait())
+        try:
+            await asyncio.wait({vacant}, timeout=timeout)
+        finally:
+            vacant.cancel()
 
     def ticket(self) -> object:
         """Return what is equal to a later ticket as long as the same job has this slot."""

@@ -178,13 +178,14 @@ class Execution:
         enter(Phase.RUNNING)
         process = os.getpid()
         try:
-            result = run_transformation_dict(
-                request.transformation,
-                Checksum(request.checksum),
-                request.dunder,
-                scratch=True,
-                require_value=not request.scratch,
-            )
+            with record.probes_known(request):
+                result = run_transformation_dict(
+                    request.transformation,
+                    Checksum(request.checksum),
+                    request.dunder,
+                    scratch=True,
+                    require_value=not request.scratch,
+                )
         finally:
             if os.getpid() != process:
                 _end_fork(sys.exc_info()[1])

@@ -45,6 +45,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
     ClientError,
     ClientSession,
     ClientTimeout,
+    ServerTimeoutError,
 )
 from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
@@ -130,12 +131,14 @@ def _close_connections_of_ended_threads() -> None:
     Private, hence the guards: without it a worker is retired when it has too many files open.
     """
     for client in list(getattr(remote_client, "_clients", ())):
-        sessions = getattr(client, "_sessions", {})
-        for thread in [one for one in sessions if not one.is_alive()]:
-            client._close_sessions_for_thread(thread)
+        # Copies, made in one go: threads of Seamless's own put theirs in at any moment.
+        for thread in list(getattr(client, "_sessions", ())):
+            if not thread.is_alive():
+                client._close_sessions_for_thread(thread)
         semaphores = getattr(client, "_semaphores", {})
-        for loop in [one for one in semaphores if one.is_closed()]:
-            del semaphores[loop]
+        for loop in list(semaphores):
+            if loop.is_closed():
+                semaphores.pop(loop, None)
 
 
 async def _end_loop() -> None:
@@ -254,7 +257,8 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         except ClientError as error:
             # The server is ending, or too busy to talk: here is always possible.
             _remark(f"{type(error).__name__}: {error}")
-            self._left_alone_until = time.monotonic() + _SERVER_PAUSE
+            if isinstance(error, ServerTimeoutError):
+                self._left_alone_until = time.monotonic() + _SERVER_PAUSE
             return None
         finally:
             await session.close()

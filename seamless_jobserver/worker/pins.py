@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 _CHECKSUM_KEYS: Final = ("__env__", "__schema__", "__header__", "__compilation__")
-_DEEP: Final = "deepfolder"
-"""What ``seamless-run`` calls a directory, whose files Seamless then writes for bash."""
 
 
 class Need(NamedTuple):
@@ -36,7 +34,8 @@ def needs(
     Left out are pins that a job gets as a path in a read folder: loading those is what their users
     want to avoid. ``__format__`` says for which ones that is wanted, and `has_path` whether a read
     folder has a ``file`` or ``directory`` with a checksum; without it a job gets the contents, or
-    nothing, where only a file will do.
+    nothing, where only a file will do. (The files of a directory of ``seamless-run``, which can be
+    larger than any memory, Seamless fetches and writes one by one.)
 
     The transformation's own buffer is not needed at all, since the dict came with the request, and
     must not be fetched: clients can lose it while its promise stays, and the store then waits ten
@@ -47,14 +46,11 @@ def needs(
         if name.startswith("__") or value[2] is None:
             continue
         celltype, checksum, optional = value[0], value[2], fingertip
-        form = _form(transformation, name)
-        filesystem = form.get("filesystem")
+        filesystem = _form(transformation, name).get("filesystem")
         if isinstance(filesystem, dict) and (mode := filesystem.get("mode")):
             only_path = mode == "file" and not filesystem.get("optional")
             if only_path or has_path(str(checksum).lower(), mode):
                 continue
-            if transformation.get("__language__") == "bash" and form.get("celltype") == _DEEP:
-                celltype = "folder"
         if name == "code" and transformation.get("__language__", "python") == "python":
             # What runs is the text as it was written. The pin names its syntax tree, which two
             # texts that differ in a comment share.

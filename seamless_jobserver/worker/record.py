@@ -8,7 +8,8 @@ through its public functions. A record probe is the run that makes such a probe,
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -38,6 +39,20 @@ def probe_context(request: RunRequest, staging: Staging, limit: float) -> dict[s
     looking = ensure_record_bucket_preconditions(request.transformation, request.dunder)
     context: dict[str, Any] | None = _ask(staging, looking, limit, "The database")
     return context
+
+
+@contextmanager
+def probes_known(request: RunRequest) -> Iterator[None]:
+    """Have Seamless run `request` in the block without asking for its probes again.
+
+    It would ask a database that may have gone meanwhile, without a limit, and call what comes of it
+    a failure of the job.
+    """
+    token = _known.set([request] if _applies(request) else [])
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 def is_compiled(request: RunRequest) -> bool:
@@ -84,6 +99,17 @@ def _noting_digests(get_info: Callable[..., dict[str, Any]]) -> Callable[..., di
     return noting
 
 
+def _unless_known(ensure: Callable[..., Any]) -> Callable[..., Any]:
+    def ensuring(*arguments: Any, **named: Any) -> Any:
+        known = _known.get()
+        if known:
+            known.clear()  # what the job itself runs here has probes of its own
+            return None
+        return ensure(*arguments, **named)
+
+    return ensuring
+
+
 def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
     def calling(*arguments: Any, **named: Any) -> Any:
         with _running:
@@ -99,8 +125,12 @@ _digests: ContextVar[list[str] | None] = ContextVar("compiled modules", default=
 # What compiled code keeps in static memory it has once in a process (all variables of Fortran), and
 # two threads of nested jobs that ran it would calculate with each other's.
 _running: Final = threading.RLock()
+_known: ContextVar[list[RunRequest] | None] = ContextVar("known probes", default=None)
 compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module_info)
 run.call_compiled_transform = _one_at_a_time(run.call_compiled_transform)
+run.ensure_record_bucket_preconditions_sync = _unless_known(
+    run.ensure_record_bucket_preconditions_sync
+)
 
 
 def answer_fields(

@@ -218,11 +218,10 @@ def _ended(under_way: Callable[[], Result]) -> Result:
 async def _fetch_all(
     needs: list[Need], timeout: float, waiting: Callable[[], None]
 ) -> list[seamless.Buffer]:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    notice = loop.call_later(_NOTICE, waiting)
+    patience = _Patience(timeout)
+    notice = asyncio.get_running_loop().call_later(_NOTICE, waiting)
     try:
-        found = await _fetch_each(needs, timeout, deadline)
+        found = await _fetch_each(needs, patience)
         missing = [need for need in needs if found[need.checksum] is None]
         if all(need.optional for need in missing):
             parts = [
@@ -231,7 +230,7 @@ async def _fetch_all(
                 if need.celltype == "folder" and (buffer := found[need.checksum]) is not None
                 for leaf in set(leaves(buffer.get_value("plain"))) - found.keys()
             ]
-            contents = await _fetch_each(parts, timeout, deadline)
+            contents = await _fetch_each(parts, patience)
             missing += [part for part in parts if contents[part.checksum] is None]
             found.update(contents)
     finally:
@@ -242,16 +241,29 @@ async def _fetch_all(
     return [buffer for buffer in found.values() if buffer is not None]
 
 
-async def _fetch_each(
-    needs: list[Need], timeout: float, deadline: float
-) -> dict[str, seamless.Buffer | None]:
+class _Patience:
+    """How long inputs are waited for: with each that comes, anew, since there can be thousands."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        self._until = asyncio.get_running_loop().time() + self.seconds
+
+    @property
+    def left(self) -> float:
+        return self._until - asyncio.get_running_loop().time()
+
+
+async def _fetch_each(needs: list[Need], patience: _Patience) -> dict[str, seamless.Buffer | None]:
     """Fetch each buffer once, however many pins have it; return them by their checksum."""
     once = {need.checksum: need for need in reversed(needs)}
-    found = await together([_fetch(need, timeout, deadline) for need in once.values()])
+    found = await together([_fetch(need, patience) for need in once.values()])
     return dict(zip(once, found, strict=True))
 
 
-async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer | None:
+async def _fetch(need: Need, patience: _Patience) -> seamless.Buffer | None:
     """Return the buffer, or None when the store has never heard of it."""
     checksum = seamless.Checksum(need.checksum)
     trivial = TRIVIAL_CHECKSUMS.get(need.checksum)
@@ -260,17 +272,18 @@ async def _fetch(need: Need, timeout: float, deadline: float) -> seamless.Buffer
     buffer = get_buffer_cache().get(checksum)
     if buffer is not None:
         return buffer
-    loop = asyncio.get_running_loop()
     fault: Exception | None = None
     pause = _FIRST_PAUSE
     while True:
         try:
-            return await within(deadline - loop.time(), buffer_remote.get_buffer(checksum))
+            buffer = await within(patience.left, buffer_remote.get_buffer(checksum))
+            patience.renew()
+            return buffer
         except asyncio.TimeoutError:
-            raise await _explain_wait(need, timeout, fault) from fault
+            raise await _explain_wait(need, patience.seconds, fault) from fault
         except Exception as error:
-            if loop.time() + pause >= deadline:
-                raise _away(need, timeout, error) from error
+            if pause >= patience.left:
+                raise _away(need, patience.seconds, error) from error
             fault = error
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
