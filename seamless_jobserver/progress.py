@@ -13,7 +13,7 @@ from typing import Final
 
 
 class Phase(enum.IntEnum):
-    """What a worker does for its present job, in this order."""
+    """What a worker does for its present job, in this order; the last two can take turns."""
 
     HANDED_OVER = 0
     FETCHING = 1
@@ -22,6 +22,9 @@ class Phase(enum.IntEnum):
     RUNNING = 3
     """The job's own code may have begun: from here on a job is never run a second time."""
     STORING = 4
+    PUTTING_BACK = 5
+    """What the job has left is put away, by code of its own too (finalizers), before or while its
+    result is stored."""
 
     @property
     def words(self) -> str:
@@ -35,6 +38,7 @@ _WORDS: Final = {
     Phase.WAITING_FOR_INPUT: "waiting for input",
     Phase.RUNNING: "running",
     Phase.STORING: "storing the result",
+    Phase.PUTTING_BACK: "putting the worker back",
 }
 
 

@@ -278,7 +278,8 @@ class Listening(WithDirectory):
         spool.mkdir()
         spool.chmod(0o770)
         server = self.start(env={"SEAMLESS_JOBSERVER_SPOOL": str(spool)})
-        self.assertIn(f"{spool} is not used for results", server.log)
+        told = f"{spool} is not used for results"
+        wait_until(lambda: told in server.log, "it is told")
         self.assertIn(f"chmod go-w {spool}", server.log)
 
     def test_an_exhausted_range_is_named(self):

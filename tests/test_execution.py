@@ -18,11 +18,11 @@ from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 from seamless_transformer import run as seamless_run  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings  # noqa: E402
+from seamless_jobserver.transport import connection  # noqa: E402
 from seamless_jobserver.worker import (  # noqa: E402
     entry,
     execution,
     failure,
-    lane,
     measure,
     nested,
     record,
@@ -239,20 +239,25 @@ class SideBySide(unittest.TestCase):
 
 
 class Patience(unittest.TestCase):
-    def test_many_inputs_may_take_longer_than_one_is_waited_for(self):
-        contents = {f"{number:064x}": b"%d" % number for number in range(5)}
+    def test_an_input_may_take_longer_as_long_as_more_of_it_comes(self):
+        lasting = staging.Staging(1.0, 0)
 
-        async def get(checksum):
-            await asyncio.sleep(0.3)  # one after another, as from a store that is slow
-            return seamless.Buffer(contents[checksum.hex()])
+        def fetch(*, comes):
+            async def get(_checksum):
+                for _ in range(5):
+                    await asyncio.sleep(0.3)
+                    if comes:
+                        connection._note_progress()
+                return seamless.Buffer(b"large")
 
-        wanted = [Need(name, "bytes", name) for name in contents]
-        with (
-            mock.patch.object(buffer_remote, "get_buffer", get),
-            mock.patch.object(lane, "_AT_ONCE", 1),
-        ):
-            found = staging.Staging(1.0, 0).fetch(iter(wanted), 1.0, lambda: None)
-        self.assertEqual({buffer.content for buffer in found}, set(contents.values()))
+            wanted = [Need("a", "bytes", "ab" * 32)]
+            lengths = mock.AsyncMock(return_value=[None])
+            with mock.patch.multiple(buffer_remote, get_buffer=get, get_buffer_lengths=lengths):
+                return lasting.fetch(iter(wanted), 1.0, lambda: None)
+
+        self.assertEqual([buffer.content for buffer in fetch(comes=True)], [b"large"])
+        with self.assertRaises(StoreUnavailable):
+            fetch(comes=False)
 
 
 class NestedRuns(unittest.IsolatedAsyncioTestCase):
@@ -286,6 +291,13 @@ class NestedRuns(unittest.IsolatedAsyncioTestCase):
                 clock.return_value = 1000.0 + moment
                 self.assertIsNone(await client._ask(self.FIELDS))
                 self.assertEqual(len(sessions), asked)
+
+    async def test_its_health_is_not_asked_for(self):
+        # Or the server would never be idle: seamless-remote asks each client that it has used.
+        client = self.client()
+        client.url = "http://127.0.0.1:9"  # where nobody would answer
+        await client._wait_for_init()
+        await client.healthcheck()
 
     def fail_to_get(self, *_, **__):
         raise nested.ServerTimeoutError("no answer")

@@ -362,17 +362,28 @@ class Unconfirmed(ServiceCase):
         await self.until_state(request("1"), State.DONE)
 
     async def test_a_job_is_ended_for_its_time_unless_its_result_is_being_stored(self):
-        for phase in Phase:
-            slept = []
+        storing, back = Phase.STORING, Phase.PUTTING_BACK
+        hung = attempt._TO_PUT_BACK * [back]
+        # The phases that are seen, one a second from the limit on; in the last one it is ended.
+        for seen in (
+            [Phase.WAITING_FOR_INPUT],
+            [Phase.RUNNING],
+            [*hung, back],
+            [*(700 * [storing]), *hung, back],
+            [storing, *hung[1:], storing, back, back],
+        ):
+            looks, slept = iter(seen), []
 
             async def sleep(seconds, slept=slept):
                 slept.append(seconds)
 
-            slot = mock.Mock(phase=phase)
-            with self.subTest(phase), mock.patch.object(attempt.asyncio, "sleep", sleep):
-                await attempt._limit_time(slot, 5.0, 600.0)
-                self.assertEqual(slept, [5.0, 600.0] if phase is Phase.STORING else [5.0])
+            slot = mock.Mock()
+            type(slot).phase = mock.PropertyMock(side_effect=lambda looks=looks: next(looks))
+            with self.subTest(seen[-3:]), mock.patch.object(attempt.asyncio, "sleep", sleep):
+                await attempt._limit_time(slot, 5.0)
                 slot.condemn.assert_called_once()
+                self.assertEqual(list(looks), [])
+                self.assertEqual(slept, [5.0, *((len(seen) - 1) * [attempt._LOOK_AFTER])])
 
     async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
         await self.make(slots=2)

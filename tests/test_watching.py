@@ -61,8 +61,9 @@ class Watched(OnAStore):
         self.callers = self.stack.enter_context(ThreadPoolExecutor(8))
         self.stack.callback(self.gate.touch)
 
-    def start(self, *flags, name="jobserver"):
-        server = Jobserver(self.place / name, self.store.parameters(), flags=flags, env=self.fresh)
+    def start(self, *flags, name="jobserver", **parameters):
+        parameters = {**self.store.parameters(), **parameters}
+        server = Jobserver(self.place / name, parameters, flags=flags, env=self.fresh)
         self.stack.callback(server.stop)
         return server
 
@@ -675,8 +676,14 @@ class Commands(Watched):
         checked = self.command("check", f"127.0.0.1:{self.server.port}", "--wait", "0.2")
         self.assertEqual(checked.returncode, 0, checked.stdout)
         self.assertIn("its workers: 1 busy; waiting up to 0.2 s", checked.stdout)
-        self.assertRegex(checked.stdout, r"(?m)^busy   its store: not tried")
+        self.assertRegex(checked.stdout, r"(?m)^later  its store: not tried")
         self.assertNotIn("FAILED", checked.stdout)
+
+    def test_check_of_record_mode_leaves_the_job_to_a_client_that_makes_the_probes(self):
+        server = self.start(name="in-record-mode", record=True)
+        checked = self.command("check", f"127.0.0.1:{server.port}")
+        self.assertEqual(checked.returncode, 0, checked.stdout)
+        self.assertRegex(checked.stdout, r"(?m)^later  a trivial job: not tried: in record mode")
 
     def test_check_waits_for_a_worker_that_is_busy_at_first(self):
         _, answer = self.hold()

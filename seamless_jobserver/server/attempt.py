@@ -17,7 +17,8 @@ from seamless_jobserver.server.slot import Slot
 
 _log = logging.getLogger(__name__)
 
-_STORE_MARGIN: Final = 60.0
+_TO_PUT_BACK: Final = 60
+"""Looks at a worker that puts away what a job has left."""
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks at a job that runs: what it waits for, how much it has printed."""
 
@@ -30,18 +31,15 @@ async def attempt(
     *,
     input_timeout: float,
     job_timeout: float | None,
-    store_timeout: float,
 ) -> Outcome:
     """Run a job in the slot that is reserved for it; what it prints goes to `path`.
 
     It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
-    is not None: when its result is being stored by then, not before that had `store_timeout`.
-    Raises as `Slot.run` does.
+    is not None and its result is not being stored by then. Raises as `Slot.run` does.
     """
     timers = [asyncio.ensure_future(_look_after(job, slot, path, output))]
     if job_timeout is not None:
-        limiting = _limit_time(slot, job_timeout, store_timeout + _STORE_MARGIN)
-        timers.append(asyncio.ensure_future(limiting))
+        timers.append(asyncio.ensure_future(_limit_time(slot, job_timeout)))
     try:
         return await slot.run(job.request, path, input_timeout)
     finally:
@@ -49,12 +47,14 @@ async def attempt(
             timer.cancel()
 
 
-async def _limit_time(slot: Slot, limit: float, for_storing: float) -> None:
+async def _limit_time(slot: Slot, limit: float) -> None:
     await asyncio.sleep(limit)
-    if slot.phase is Phase.STORING:
-        # A result that is there may have cost hours, and storing it has a limit of its own. But
-        # what the job's code leaves behind is put away in this phase too, and can hang.
-        await asyncio.sleep(for_storing)
+    patience = _TO_PUT_BACK
+    # A result that is there may have cost hours, and storing it has limits of its own. What the
+    # job has left is put away meanwhile, which never takes long, but can hang.
+    while (phase := slot.phase) is Phase.STORING or (phase is Phase.PUTTING_BACK and patience):
+        patience -= phase is Phase.PUTTING_BACK
+        await asyncio.sleep(_LOOK_AFTER)
     slot.condemn(
         f"The job was ended because it took longer than the {limit:g} s that --job-timeout of the "
         "jobserver allows."

@@ -12,8 +12,9 @@ closes the sessions of all threads, and waits for the loops of the others; two t
 at once, or one whose loop waits for the other, would wait for ever. Hence to other threads a
 session has no ``_loop``: it is then closed through ``_connector._close``, which never waits.
 
-`observe_answers` has no counterpart in aiohttp: it tells what the servers answered, which
-seamless-remote keeps to itself. A write that was answered 202 is not stored (protocol.md).
+`observe_answers` and `observe_progress` have no counterpart in aiohttp. The first tells what the
+servers answered, which seamless-remote keeps to itself. A write that was answered 202 is not stored
+(protocol.md). The second tells that a large transfer gets on.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from seamless_jobserver import http1
-from seamless_jobserver.transport.connection import Connection, Disconnected, TimedOut
+from seamless_jobserver.transport.connection import Connection, Disconnected, TimedOut, progress
 from seamless_jobserver.transport.connector import Connector
 from seamless_jobserver.transport.exceptions import (
     ClientConnectionError,
@@ -69,6 +70,7 @@ __all__ = [
     "ServerTimeoutError",
     "SocketTimeoutError",
     "observe_answers",
+    "observe_progress",
 ]
 
 CONNECTION_LIMIT: Final = 100
@@ -120,6 +122,19 @@ def observe_answers() -> Iterator[list[Answer]]:
         yield answers
     finally:
         _observed.reset(token)
+
+
+@contextmanager
+def observe_progress(note: Callable[[], None]) -> Iterator[None]:
+    """Have `note` called with each piece of the requests made inside, or of their answers.
+
+    It follows the context, as `observe_answers` does.
+    """
+    token = progress.set(note)
+    try:
+        yield
+    finally:
+        progress.reset(token)
 
 
 class ClientResponse:

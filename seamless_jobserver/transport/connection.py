@@ -16,6 +16,8 @@ aiohttp has for them.
 """
 
 import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Final, cast
 
 from seamless_jobserver import http1
@@ -25,6 +27,10 @@ _SLICE: Final = 256 * 1024
 """Bytes handed to the transport at a time; what a socket does not take at once is copied."""
 CONTINUE_PATIENCE: Final = 2.0
 """Seconds to wait for ``100 Continue`` before sending the body all the same (RFC 9110 §10.1.1)."""
+
+
+progress: ContextVar[Callable[[], None] | None] = ContextVar("progress", default=None)
+"""What is called when a piece of a request or of its answer has got across."""
 
 
 class Disconnected(Exception):
@@ -190,6 +196,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(view[start : start + _SLICE])
             if self._room is not None:
                 await _within(patience, self._room)
+                _note_progress()
         return True
 
     def _is_answered(self) -> bool:
@@ -272,12 +279,19 @@ class Connection(asyncio.BufferedProtocol):
         self._news = asyncio.get_running_loop().create_future()
         try:
             await _within(patience, self._news)
+            _note_progress()
         finally:
             self._news = None
 
     def _announce(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(True)
+
+
+def _note_progress() -> None:
+    note = progress.get()
+    if note is not None:
+        note()
 
 
 async def _within(patience: float | None, event: "asyncio.Future[bool]") -> None:

@@ -24,7 +24,9 @@ class ClientConnectorError(ClientOSError):
 
     def __init__(self, address: str, os_error: OSError) -> None:
         self.os_error = os_error
-        super().__init__(os_error.errno, f"Cannot connect to {address}: {os_error.strerror}")
+        # asyncio puts what several addresses have said into a message of one that has neither.
+        why = os_error.strerror or str(os_error)
+        super().__init__(os_error.errno, f"Cannot connect to {address}: {why}")
 
 
 class ServerConnectionError(ClientConnectionError):

@@ -25,7 +25,7 @@ from typing import Final
 
 from seamless_jobserver import processtree
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck, WorkerSettings
-from seamless_jobserver.progress import Progress
+from seamless_jobserver.progress import Phase, Progress
 
 _RECORD_LIMIT: Final = 30.0
 """Seconds for the database to take a result, of which the slot of its job waits for the end."""
@@ -147,7 +147,11 @@ class _Worker:
                 self._mend,
                 self._confirmations.settle,
             )
+            phase = self._progress.phase
+            if phase >= Phase.RUNNING:
+                self._progress.enter(Phase.PUTTING_BACK)
             retire = self._surroundings.restore(self._staging.kept)
+            self._progress.enter(phase)
             self._capture.make_next()
             if retire is None and ended.soon is not None and self._confirmations.possible():
                 outcome = dataclasses.replace(ended.soon, unconfirmed=True)

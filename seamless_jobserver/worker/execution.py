@@ -91,11 +91,11 @@ class Execution:
         """
         self._staging.begin_job()
         measurement = meter.start(lambda: self._staging.kept_from_earlier)
-        began = False
+        began, last = False, Phase.HANDED_OVER
 
         def note(phase: Phase) -> None:
-            nonlocal began
-            began = began or phase >= Phase.RUNNING
+            nonlocal began, last
+            began, last = began or phase >= Phase.RUNNING, phase
             enter(phase)
 
         try:
@@ -115,8 +115,11 @@ class Execution:
                 meter.take_back()
             return Ended(lambda: failed)
         finally:
+            if began:
+                enter(Phase.PUTTING_BACK)
             end_loops()
             let_go()
+            enter(last)
 
         def wait() -> Outcome:
             try:

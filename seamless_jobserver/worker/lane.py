@@ -73,7 +73,14 @@ class Lane:
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work`, and end it after so many seconds. Raises asyncio.TimeoutError.
+    """Run `work`, and end it after so many seconds. Raises asyncio.TimeoutError."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    return await as_long_as(lambda: until - loop.time(), work)
+
+
+async def as_long_as(left: Callable[[], float], work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work`, and end it when no seconds are `left`. Raises asyncio.TimeoutError.
 
     In the task that there is: before Python 3.12 asyncio.wait_for makes one of its own, which takes
     a good part of the time of a small transfer.
@@ -82,13 +89,19 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
     assert task is not None
     expired = False
 
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
     def expire() -> None:
-        nonlocal expired
+        nonlocal expired, timer
+        if (more := left()) > 0:
+            timer = loop.call_later(more, expire)
+            return
         expired = True
         task.cancel()
 
     before = task.cancelling() if hasattr(task, "cancelling") else 0
-    timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
+    timer = loop.call_later(max(0.0, left()), expire)
     try:
         return await work
     except asyncio.CancelledError:

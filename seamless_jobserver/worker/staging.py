@@ -9,7 +9,8 @@ next job does meanwhile. The thread that runs the jobs hands them coroutines and
   keeps fetched buffers in a weak cache: they are found there for as long as the list is held, and
   their memory is gone when it is dropped. Nothing is looked up twice. The store answers at once for
   a buffer that it does not know, but waits with its answer while the buffer is promised; together
-  with attempts at a store that is away, that may take the input timeout.
+  with attempts at a store that is away, that may take the input timeout. It counts anew with each
+  piece that comes: what is large, or comes from afar, may take longer.
 - *Out*: a result counts as stored when every server answered 200 or 201. An answer of 202 means
   that somebody else is sending the same buffer at this moment and may yet break off. The store's
   ``/has-now`` counts such an upload as present, so asking it proves nothing; sending again does:
@@ -32,8 +33,8 @@ from seamless.checksum.calculate_checksum import TRIVIAL_CHECKSUMS
 from seamless_remote import buffer_remote
 
 from seamless_jobserver.messages import Ending, Traffic
-from seamless_jobserver.transport.aiohttp_standin import observe_answers
-from seamless_jobserver.worker.lane import CutOff, Lane, Result, together, within
+from seamless_jobserver.transport.aiohttp_standin import observe_answers, observe_progress
+from seamless_jobserver.worker.lane import CutOff, Lane, Result, as_long_as, together, within
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
 from seamless_jobserver.worker.readfolders import ReadFolders
@@ -218,10 +219,9 @@ def _ended(under_way: Callable[[], Result]) -> Result:
 async def _fetch_all(
     needs: list[Need], timeout: float, waiting: Callable[[], None]
 ) -> list[seamless.Buffer]:
-    patience = _Patience(timeout)
     notice = asyncio.get_running_loop().call_later(_NOTICE, waiting)
     try:
-        found = await _fetch_each(needs, patience)
+        found = await _fetch_each(needs, timeout)
         missing = [need for need in needs if found[need.checksum] is None]
         if all(need.optional for need in missing):
             parts = [
@@ -230,7 +230,7 @@ async def _fetch_all(
                 if need.celltype == "folder" and (buffer := found[need.checksum]) is not None
                 for leaf in set(leaves(buffer.get_value("plain"))) - found.keys()
             ]
-            contents = await _fetch_each(parts, patience)
+            contents = await _fetch_each(parts, timeout)
             missing += [part for part in parts if contents[part.checksum] is None]
             found.update(contents)
     finally:
@@ -242,7 +242,7 @@ async def _fetch_all(
 
 
 class _Patience:
-    """How long inputs are waited for: with each that comes, anew, since there can be thousands."""
+    """How long an input is waited for: anew with each piece of it that comes."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -251,19 +251,18 @@ class _Patience:
     def renew(self) -> None:
         self._until = asyncio.get_running_loop().time() + self.seconds
 
-    @property
     def left(self) -> float:
         return self._until - asyncio.get_running_loop().time()
 
 
-async def _fetch_each(needs: list[Need], patience: _Patience) -> dict[str, seamless.Buffer | None]:
+async def _fetch_each(needs: list[Need], timeout: float) -> dict[str, seamless.Buffer | None]:
     """Fetch each buffer once, however many pins have it; return them by their checksum."""
     once = {need.checksum: need for need in reversed(needs)}
-    found = await together([_fetch(need, patience) for need in once.values()])
+    found = await together([_fetch(need, timeout) for need in once.values()])
     return dict(zip(once, found, strict=True))
 
 
-async def _fetch(need: Need, patience: _Patience) -> seamless.Buffer | None:
+async def _fetch(need: Need, timeout: float) -> seamless.Buffer | None:
     """Return the buffer, or None when the store has never heard of it."""
     checksum = seamless.Checksum(need.checksum)
     trivial = TRIVIAL_CHECKSUMS.get(need.checksum)
@@ -272,18 +271,18 @@ async def _fetch(need: Need, patience: _Patience) -> seamless.Buffer | None:
     buffer = get_buffer_cache().get(checksum)
     if buffer is not None:
         return buffer
+    patience = _Patience(timeout)
     fault: Exception | None = None
     pause = _FIRST_PAUSE
     while True:
         try:
-            buffer = await within(patience.left, buffer_remote.get_buffer(checksum))
-            patience.renew()
-            return buffer
+            with observe_progress(patience.renew):
+                return await as_long_as(patience.left, buffer_remote.get_buffer(checksum))
         except asyncio.TimeoutError:
-            raise await _explain_wait(need, patience.seconds, fault) from fault
+            raise await _explain_wait(need, timeout, fault) from fault
         except Exception as error:
-            if pause >= patience.left:
-                raise _away(need, patience.seconds, error) from error
+            if pause >= patience.left():
+                raise _away(need, timeout, error) from error
             fault = error
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
