@@ -716,6 +716,9 @@ class StoreFront(ThreadingHTTPServer):
             do_PUT = do_GET  # noqa: N815 - the name is http.server's
 
             def reply(self, status, body):
+                if status is None:
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -975,15 +978,19 @@ class StoreAway(Faults):
             front.refusals = {}
             self.assertEqual(self.value(answer.result(PATIENCE)), 6)
 
-    def test_a_store_that_goes_on_answering_500_is_given_up_and_named(self):
+    def test_a_store_that_goes_on_answering_faults_is_given_up_and_named(self):
         front, parameters = self.front()
-        server = self.start("--input-timeout", "0.5", parameters=parameters)
-        front.refusals = {"GET": 500}
-        answer = server.run(self.traced("    return 6\n"))
-        self.assertEqual(answer.status, 500)
-        self.assertRegex(answer.text, r"Input (a|code) \([0-9a-f]{64}\) could not be fetched")
-        self.assertIn("hashserver is away, or refuses", answer.text)
-        self.assertNotIn("Traceback", answer.text)
+        # As many attempts as there are in a minute otherwise.
+        env = constants(self.home, {"worker.staging._LONGEST_PAUSE": 0.1})
+        server = self.start("--input-timeout", "1", parameters=parameters, env=env)
+        for number, status in enumerate((500, 400, None)):
+            front.refusals = {"GET": status}  # None: it closes the connection
+            with self.subTest(status):
+                answer = server.run(self.traced("    return 6\n", b=number))
+                self.assertEqual(answer.status, 500)
+                self.assertRegex(answer.text, r"Input (a|b|code) \([0-9a-f]{64}\) could not be")
+                self.assertIn("hashserver is away, or refuses", answer.text)
+                self.assertNotIn("Traceback", answer.text)
         self.assertEqual(self.runs(), 0)
 
     def test_a_store_that_hangs_is_given_up_and_named(self):

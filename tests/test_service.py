@@ -363,13 +363,14 @@ class Unconfirmed(ServiceCase):
 
     async def test_a_job_is_ended_for_its_time_unless_its_result_is_being_stored(self):
         storing, back = Phase.STORING, Phase.PUTTING_BACK
-        hung = attempt._TO_PUT_BACK * [back]
+        hung = int(attempt._TO_PUT_BACK) * [back]
         # The phases that are seen, one a second from the limit on; in the last one it is ended.
         for seen in (
             [Phase.WAITING_FOR_INPUT],
             [Phase.RUNNING],
             [*hung, back],
             [*(700 * [storing]), *hung, back],
+            [*(1860 * [storing]), storing],
             [storing, *hung[1:], storing, back, back],
         ):
             looks, slept = iter(seen), []
@@ -380,7 +381,7 @@ class Unconfirmed(ServiceCase):
             slot = mock.Mock()
             type(slot).phase = mock.PropertyMock(side_effect=lambda looks=looks: next(looks))
             with self.subTest(seen[-3:]), mock.patch.object(attempt.asyncio, "sleep", sleep):
-                await attempt._limit_time(slot, 5.0)
+                await attempt._limit_time(slot, 5.0, 600.0)
                 slot.condemn.assert_called_once()
                 self.assertEqual(list(looks), [])
                 self.assertEqual(slept, [5.0, *((len(seen) - 1) * [attempt._LOOK_AFTER])])

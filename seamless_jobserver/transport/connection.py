@@ -196,7 +196,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(view[start : start + _SLICE])
             if self._room is not None:
                 await _within(patience, self._room)
-                _note_progress()
+                if not self._closed:
+                    _note_progress()
         return True
 
     def _is_answered(self) -> bool:
@@ -277,9 +278,11 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _wait(self, patience: float | None) -> None:
         self._news = asyncio.get_running_loop().create_future()
+        before = self.received
         try:
             await _within(patience, self._news)
-            _note_progress()
+            if self.received > before:  # and not only the connection's end
+                _note_progress()
         finally:
             self._news = None
 

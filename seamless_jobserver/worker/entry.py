@@ -164,6 +164,8 @@ class _Worker:
             if retire is not None:
                 # What the job left behind may only have needed that moment to end, and a result is
                 # in memory for as long as it is being stored.
+                if phase >= Phase.RUNNING:
+                    self._progress.enter(Phase.PUTTING_BACK)
                 retire = self._surroundings.restore(self._staging.kept)
         return dataclasses.replace(
             outcome,

@@ -242,17 +242,18 @@ async def _fetch_all(
 
 
 class _Patience:
-    """How long an input is waited for: anew with each piece of it that comes."""
+    """How long an attempt at an input may take: anew with each piece of it that comes."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.renew()
+    def __init__(self, until: float, seconds: float) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._until = until
+        self._seconds = seconds
 
     def renew(self) -> None:
-        self._until = asyncio.get_running_loop().time() + self.seconds
+        self._until = self._clock() + self._seconds
 
     def left(self) -> float:
-        return self._until - asyncio.get_running_loop().time()
+        return self._until - self._clock()
 
 
 async def _fetch_each(needs: list[Need], timeout: float) -> dict[str, seamless.Buffer | None]:
@@ -271,17 +272,20 @@ async def _fetch(need: Need, timeout: float) -> seamless.Buffer | None:
     buffer = get_buffer_cache().get(checksum)
     if buffer is not None:
         return buffer
-    patience = _Patience(timeout)
+    loop = asyncio.get_running_loop()
+    # Faults come in pieces, too: they renew nothing but the attempt that they end.
+    given_up = loop.time() + timeout
     fault: Exception | None = None
     pause = _FIRST_PAUSE
     while True:
+        patience = _Patience(given_up, timeout)
         try:
             with observe_progress(patience.renew):
                 return await as_long_as(patience.left, buffer_remote.get_buffer(checksum))
         except asyncio.TimeoutError:
             raise await _explain_wait(need, timeout, fault) from fault
         except Exception as error:
-            if pause >= patience.left():
+            if loop.time() + pause >= given_up:
                 raise _away(need, timeout, error) from error
             fault = error
         await asyncio.sleep(pause)
