@@ -242,12 +242,16 @@ class Patience(unittest.TestCase):
     def test_an_input_may_take_longer_as_long_as_more_of_it_comes(self):
         lasting = staging.Staging(1.0, 0)
 
-        def fetch(*, comes):
+        def fetch(*, comes, faults=()):
+            left = list(faults)
+
             async def get(_checksum):
                 for _ in range(5):
                     await asyncio.sleep(0.3)
                     if comes:
                         connection._note_progress()
+                if left:
+                    raise left.pop()
                 return seamless.Buffer(b"large")
 
             wanted = [Need("a", "bytes", "ab" * 32)]
@@ -255,7 +259,9 @@ class Patience(unittest.TestCase):
             with mock.patch.multiple(buffer_remote, get_buffer=get, get_buffer_lengths=lengths):
                 return lasting.fetch(iter(wanted), 1.0, lambda: None)
 
-        self.assertEqual([buffer.content for buffer in fetch(comes=True)], [b"large"])
+        for faults in ((), (OSError("it breaks off"),)):
+            found = fetch(comes=True, faults=faults)
+            self.assertEqual([buffer.content for buffer in found], [b"large"])
         with self.assertRaises(StoreUnavailable):
             fetch(comes=False)
 

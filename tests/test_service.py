@@ -369,8 +369,8 @@ class Unconfirmed(ServiceCase):
             [Phase.WAITING_FOR_INPUT],
             [Phase.RUNNING],
             [*hung, back],
-            [*(700 * [storing]), *hung, back],
-            [*(1860 * [storing]), storing],
+            [*(90 * [storing]), *hung, back],
+            [*(100 * [storing]), storing],
             [storing, *hung[1:], storing, back, back],
         ):
             looks, slept = iter(seen), []
@@ -380,8 +380,12 @@ class Unconfirmed(ServiceCase):
 
             slot = mock.Mock()
             type(slot).phase = mock.PropertyMock(side_effect=lambda looks=looks: next(looks))
-            with self.subTest(seen[-3:]), mock.patch.object(attempt.asyncio, "sleep", sleep):
-                await attempt._limit_time(slot, 5.0, 600.0)
+            with (
+                self.subTest(seen[-3:]),
+                mock.patch.object(attempt.asyncio, "sleep", sleep),
+                mock.patch.object(attempt, "_TO_STORE", 100.0),
+            ):
+                await attempt._limit_time(slot, 5.0)
                 slot.condemn.assert_called_once()
                 self.assertEqual(list(looks), [])
                 self.assertEqual(slept, [5.0, *((len(seen) - 1) * [attempt._LOOK_AFTER])])

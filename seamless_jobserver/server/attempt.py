@@ -17,6 +17,8 @@ from seamless_jobserver.server.slot import Slot
 
 _log = logging.getLogger(__name__)
 
+_TO_STORE: Final = 24 * 3600.0
+"""Seconds for a result to be stored when its job's time is over: whatever takes longer hangs."""
 _TO_PUT_BACK: Final = 60.0
 """Seconds for a worker to put away what a job has left."""
 _LOOK_AFTER: Final = 1.0
@@ -31,17 +33,15 @@ async def attempt(
     *,
     input_timeout: float,
     job_timeout: float | None,
-    store_timeout: float,
 ) -> Outcome:
     """Run a job in the slot that is reserved for it; what it prints goes to `path`.
 
     It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
-    is not None and its result is not being stored by then, which it may for some `store_timeout`.
-    Raises as `Slot.run` does.
+    is not None and its result is not being stored by then. Raises as `Slot.run` does.
     """
     timers = [asyncio.ensure_future(_look_after(job, slot, path, output))]
     if job_timeout is not None:
-        timers.append(asyncio.ensure_future(_limit_time(slot, job_timeout, store_timeout)))
+        timers.append(asyncio.ensure_future(_limit_time(slot, job_timeout)))
     try:
         return await slot.run(job.request, path, input_timeout)
     finally:
@@ -49,12 +49,12 @@ async def attempt(
             timer.cancel()
 
 
-async def _limit_time(slot: Slot, limit: float, store_timeout: float) -> None:
+async def _limit_time(slot: Slot, limit: float) -> None:
     await asyncio.sleep(limit)
-    # A result that is there may have cost hours, and storing it has limits of its own: on its
-    # leaves, on itself, on what belongs to its record. What the job has left is put away
-    # meanwhile, which never takes long. Either can hang: on a disk, on a lock, on a finalizer.
-    patience = {Phase.STORING: 3 * store_timeout + _TO_PUT_BACK, Phase.PUTTING_BACK: _TO_PUT_BACK}
+    # A result that is there may have cost hours, and storing it has limits of its own, on each of
+    # its leaves. What the job has left is put away meanwhile, which never takes long. Either can
+    # hang: on a disk, on a lock, on a finalizer.
+    patience = {Phase.STORING: _TO_STORE, Phase.PUTTING_BACK: _TO_PUT_BACK}
     while patience.get(phase := slot.phase, 0.0) > 0:
         patience[phase] -= _LOOK_AFTER
         await asyncio.sleep(_LOOK_AFTER)

@@ -410,7 +410,6 @@ class Service:
                     self.output,
                     input_timeout=self._failures.patience(job.checksum, self._policy.input_timeout),
                     job_timeout=self._policy.job_timeout,
-                    store_timeout=self._policy.store_timeout,
                 )
             retire = outcome.retire
             self.journal.moved(outcome.traffic)

@@ -42,6 +42,8 @@ from seamless_jobserver.worker.readfolders import ReadFolders
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 10.0
 """Seconds between attempts at a store that is away, or that somebody else is sending to."""
+_LONGEST_TRANSFER: Final = 24 * 3600.0
+"""Seconds for an input to come, as long as more and more of it does."""
 _NOTICE: Final = 0.5
 """Seconds of fetching after which a job counts as waiting for input."""
 _ATTEMPT: Final = 60.0
@@ -244,13 +246,14 @@ async def _fetch_all(
 class _Patience:
     """How long an attempt at an input may take: anew with each piece of it that comes."""
 
-    def __init__(self, until: float, seconds: float) -> None:
+    def __init__(self, until: float, seconds: float, last: float) -> None:
         self._clock = asyncio.get_running_loop().time
         self._until = until
         self._seconds = seconds
+        self._last = last
 
     def renew(self) -> None:
-        self._until = self._clock() + self._seconds
+        self._until = min(self._clock() + self._seconds, self._last)
 
     def left(self) -> float:
         return self._until - self._clock()
@@ -275,16 +278,20 @@ async def _fetch(need: Need, timeout: float) -> seamless.Buffer | None:
     loop = asyncio.get_running_loop()
     # Faults come in pieces, too: they renew nothing but the attempt that they end.
     given_up = loop.time() + timeout
+    last = loop.time() + max(timeout, _LONGEST_TRANSFER)
     fault: Exception | None = None
     pause = _FIRST_PAUSE
     while True:
-        patience = _Patience(given_up, timeout)
+        patience, begun = _Patience(given_up, timeout, last), loop.time()
         try:
             with observe_progress(patience.renew):
                 return await as_long_as(patience.left, buffer_remote.get_buffer(checksum))
         except asyncio.TimeoutError:
             raise await _explain_wait(need, timeout, fault) from fault
         except Exception as error:
+            if loop.time() - begun > timeout:
+                # More and more of it has come until then: it is worth another try.
+                given_up = min(loop.time() + timeout, last)
             if loop.time() + pause >= given_up:
                 raise _away(need, timeout, error) from error
             fault = error
