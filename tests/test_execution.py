@@ -184,35 +184,22 @@ class KeptResults(Played):
 class SideBySide(unittest.TestCase):
     """What Seamless does not expect several threads to do at the same time."""
 
-    def test_of_two_that_want_the_same_compiled_module_one_builds_it_first(self):
-        building, entered = [], threading.Barrier(2)
+    def test_compiled_code_is_built_and_run_by_one_thread_at_a_time(self):
+        for one_at_a_time in (record._noting_digests, record._one_at_a_time):
+            working, entered = [], threading.Barrier(2)
 
-        def build():
-            building.append(None)
-            with contextlib.suppress(threading.BrokenBarrierError):
-                entered.wait(0.2)  # nobody else comes
-            building.pop()
-            return {"most": len(building) + 1}
+            def work(working=working, entered=entered):
+                working.append(None)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    entered.wait(0.2)  # nobody else comes
+                working.pop()
+                return {"most": len(working) + 1}
 
-        build = record._noting_digests(build)
-        with ThreadPoolExecutor(2) as threads:
-            found = list(threads.map(lambda _: build(), range(2)))
-        self.assertEqual(found, 2 * [{"most": 1}])
-        self.assertTrue(entered.broken)
-
-    def test_compiled_code_is_run_by_one_thread_at_a_time(self):
-        running, entered = [], threading.Barrier(2)
-
-        def run():
-            running.append(None)
-            with contextlib.suppress(threading.BrokenBarrierError):
-                entered.wait(0.2)  # nobody else comes
-            running.pop()
-
-        run = record._one_at_a_time(run)
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(lambda _: run(), range(2)))
-        self.assertTrue(entered.broken)
+            work = one_at_a_time(work)
+            with self.subTest(one_at_a_time), ThreadPoolExecutor(2) as threads:
+                found = list(threads.map(lambda _, work=work: work(), range(2)))
+                self.assertEqual(found, 2 * [{"most": 1}])
+                self.assertTrue(entered.broken)
         self.assertEqual(seamless_run.call_compiled_transform.__module__, record.__name__)
 
     def test_the_probes_of_a_job_are_not_asked_for_a_second_time(self):

@@ -493,15 +493,18 @@ class StandIn(ClientSuite, unittest.TestCase):
             _, body = peer.read_request()
             peer.send(OK if body == BIG else b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
 
-        before, connection.CONTINUE_PATIENCE = connection.CONTINUE_PATIENCE, 0.2
-        self.addCleanup(setattr, connection, "CONTINUE_PATIENCE", before)
+        self.assertEqual(self.put_big(script, patience=0.2), 200)
+
+    def put_big(self, script, patience):
+        """Return the status that `script` answers; it is asked for leave for `patience` seconds."""
         server = self.serve(script)
 
         async def work(session):
             async with session.put(server.url, data=BIG) as response:
                 return response.status
 
-        self.assertEqual(self.run_session(work), 200)
+        with mock.patch.object(connection, "CONTINUE_PATIENCE", patience):
+            return self.run_session(work)
 
     def test_a_server_may_want_the_body_when_it_is_on_its_way_already(self):
         def script(peer):
@@ -513,15 +516,7 @@ class StandIn(ClientSuite, unittest.TestCase):
             body += peer.read_body(length - len(body))
             peer.send(OK if body == BIG else b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
 
-        before, connection.CONTINUE_PATIENCE = connection.CONTINUE_PATIENCE, 0.05
-        self.addCleanup(setattr, connection, "CONTINUE_PATIENCE", before)
-        server = self.serve(script)
-
-        async def work(session):
-            async with session.put(server.url, data=BIG) as response:
-                return response.status
-
-        self.assertEqual(self.run_session(work), 200)
+        self.assertEqual(self.put_big(script, patience=0.05), 200)
 
     def test_an_answer_in_the_middle_of_a_body_ends_the_sending(self):
         def script(peer):
