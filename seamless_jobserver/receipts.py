@@ -7,8 +7,9 @@ worker's directory, a line of JSON for each. It is waited for on both sides:
 
 - The server answers nobody before it has the receipt. A worker that ends owes it no longer: its
   results are then given up, like any job whose worker dies before its result is safe.
-- The worker begins neither to use the store for the next job nor to run its code before it has
-  written the receipt. So no job's code can take down, or hold up, the result of another.
+- The worker may ask the store for the next job's inputs, which keeps the store at work, but does
+  not run that job's code before it has written the receipt. So no job's code can take down, or hold
+  up, the result of another.
 
 The server makes the pipe and reads it on its event loop; a thread of the worker, `Confirmations`,
 writes to it.

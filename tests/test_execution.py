@@ -28,9 +28,10 @@ from seamless_jobserver.worker import (  # noqa: E402
     record,
     staging,
 )
+from seamless_jobserver.worker.confirmations import StoreBusy  # noqa: E402
 from seamless_jobserver.worker.pins import Need  # noqa: E402
 from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
-from tests.stack import run_request  # noqa: E402
+from tests.stack import PATIENCE, run_request  # noqa: E402
 
 TRANSFORMATION = {"__language__": "python", "__output__": ["result", "bytes", None]}
 
@@ -251,6 +252,25 @@ class Patience(unittest.TestCase):
             self.assertEqual([buffer.content for buffer in found], [b"large"])
         with self.assertRaises(StoreUnavailable):
             fetch(comes=False)
+
+    def test_inputs_are_given_up_when_the_store_has_not_taken_the_result_before_by_then(self):
+        given_up = threading.Event()
+
+        async def never(_checksum):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                given_up.set()
+
+        settle = mock.Mock(side_effect=StoreBusy)
+        with (
+            mock.patch.object(buffer_remote, "get_buffer", never),
+            mock.patch.object(staging, "PATIENCE", 0.05),
+            self.assertRaises(StoreBusy),
+        ):
+            wanted = iter([Need("a", "bytes", "ab" * 32)])
+            staging.Staging(1.0, 0).fetch(wanted, 60.0, lambda: None, settle)
+        self.assertTrue(given_up.wait(PATIENCE))
 
 
 class NestedRuns(unittest.IsolatedAsyncioTestCase):

@@ -683,7 +683,7 @@ class StoreFront(ThreadingHTTPServer):
     """Stands before the hashserver, and does to requests what a test tells it to.
 
     `refusals` are the statuses with which methods are answered, `hung` those that get no answer;
-    `seen` counts both.
+    `seen` counts both. `passed` are the methods and paths of the others.
     """
 
     daemon_threads = True
@@ -692,6 +692,7 @@ class StoreFront(ThreadingHTTPServer):
         self.refusals = {}
         self.hung = set()
         self.seen = 0
+        self.passed = []
         self.closed = threading.Event()
         front = self
 
@@ -711,6 +712,7 @@ class StoreFront(ThreadingHTTPServer):
                 with contextlib.closing(behind):
                     behind.request(self.command, self.path, body)
                     answer = behind.getresponse()
+                    front.passed.append((self.command, self.path))
                     return self.reply(answer.status, answer.read())
 
             do_PUT = do_GET  # noqa: N815 - the name is http.server's
@@ -849,6 +851,24 @@ class StoreAway(Faults):
         self.assertEqual(runtime["worker_execution_index"], 2)
         self.assertLess(runtime["wall_time_seconds"], hung)
         self.assertEqual(self.runs(), 2)
+
+    def test_the_inputs_of_the_next_job_come_while_the_store_takes_the_result_before(self):
+        front, parameters = self.front()
+        env = constants(self.home, {"worker.staging._ATTEMPT": 0.2})
+        server, _, answer = self.begin(parameters=parameters, env=env)
+        following = self.traced("    return a + 10\n", a=1)
+        front.hung = {"PUT"}
+        self.gate.touch()
+        wait_until(lambda: front.seen, "the store takes the result")
+        with ThreadPoolExecutor(1) as other:
+            later = other.submit(server.run, following)
+            code = following["transformation_dict"]["code"][2]
+            wait_until(lambda: ("GET", f"/{code}") in front.passed, "its inputs come")
+            self.assertFalse(answer.done())
+            self.assertEqual(self.runs(), 1)
+            front.hung = set()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+            self.assertEqual(self.value(later.result(PATIENCE)), 11)
 
     def test_a_worker_that_is_killed_before_the_store_has_taken_its_result_says_so(self):
         server, request, answer = self.begin()

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,7 @@ from seamless_jobserver.messages import Outcome, Traffic
 from seamless_jobserver.receipts import ReceiptsSender
 
 PATIENCE: Final = 1.0
-"""Seconds for which a job waits for the result of the one before it. After that it is handed back:
+"""Seconds for the store to take a result before the next job, which waits for that, is handed back:
 the store is away or slow, and another worker may have it sooner."""
 
 
@@ -34,6 +35,7 @@ class Confirmations:
         self._work: queue.SimpleQueue[tuple[int, Callable[[], Outcome]]] = queue.SimpleQueue()
         self._nothing_owed = threading.Event()
         self._nothing_owed.set()
+        self._patience_ends = 0.0
         threading.Thread(target=self._serve, name="jobserver-receipts", daemon=True).start()
 
     def possible(self) -> bool:
@@ -43,11 +45,12 @@ class Confirmations:
     def follow(self, number: int, wait: Callable[[], Outcome]) -> None:
         """Have `wait` called, and its outcome sent as the receipt of job `number`."""
         self._nothing_owed.clear()
+        self._patience_ends = time.monotonic() + PATIENCE
         self._work.put((number, wait))
 
     def settle(self) -> None:
-        """Return when no receipt is owed any more. Raises `StoreBusy` after a while."""
-        if not self._nothing_owed.wait(PATIENCE):
+        """Return when no receipt is owed any more. Raises `StoreBusy` when it is long overdue."""
+        if not self._nothing_owed.wait(max(0.0, self._patience_ends - time.monotonic())):
             raise StoreBusy
 
     def _serve(self) -> None:

@@ -154,7 +154,7 @@ class Execution:
     ) -> Ended:
         """Run a transformation and begin to store its result; raises as `run_and_store` does.
 
-        `settle` is called before anything of it needs a server, and before its code begins.
+        `settle` is called before its code begins, and before anything of it is stored.
         """
         if not request.scratch and not buffer_remote.has_write_server():
             # Found out before the work, not after it.

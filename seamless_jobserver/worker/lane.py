@@ -10,8 +10,8 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, Generic, TypeVar
 
 _AT_ONCE: Final = 16
 """Transfers under way at a time; the store answers from one process, and more only queue there."""
@@ -23,6 +23,28 @@ Result = TypeVar("Result")
 
 class CutOff(Exception):
     """Something has ended a transfer that had not come to its end."""
+
+
+class Transfer(Generic[Result]):
+    """A coroutine that runs on a lane, seen from the thread that has begun it."""
+
+    def __init__(self, future: "Future[Result]") -> None:
+        self._future = future
+
+    def wait(self) -> Result:
+        """Return its result; raises what it raised, or `CutOff`."""
+        try:
+            return self._future.result()
+        except concurrent.futures.CancelledError as error:
+            raise CutOff("the transfer was cut off") from error
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end for so long, and return whether it has come."""
+        return bool(concurrent.futures.wait([self._future], seconds).done)
+
+    def cut_off(self) -> None:
+        """End it, in its own time."""
+        self._future.cancel()
 
 
 class Lane:
@@ -47,11 +69,8 @@ class Lane:
         assert self._thread.ident is not None
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
-    def begin(self, work: Coroutine[Any, Any, Result]) -> Callable[[], Result]:
-        """Begin to run a coroutine on the loop; return what waits for its result.
-
-        That raises what the coroutine raised, or `CutOff`.
-        """
+    def begin(self, work: Coroutine[Any, Any, Result]) -> Transfer[Result]:
+        """Begin to run a coroutine on the loop."""
         begun = threading.Event()
 
         async def run() -> Result:
@@ -62,14 +81,7 @@ class Lane:
         # Until its first request has left. This thread would otherwise go on, and hold the
         # interpreter for the longer part of what the store needs.
         begun.wait(_HEAD_START)
-
-        def wait() -> Result:
-            try:
-                return future.result()
-            except concurrent.futures.CancelledError as error:
-                raise CutOff("the transfer was cut off") from error
-
-        return wait
+        return Transfer(future)
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:

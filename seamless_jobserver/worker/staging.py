@@ -10,7 +10,8 @@ next job does meanwhile. The thread that runs the jobs hands them coroutines and
   their memory is gone when it is dropped. Nothing is looked up twice. The store answers at once for
   a buffer that it does not know, but waits with its answer while the buffer is promised; together
   with attempts at a store that is away, that may take the input timeout. It counts anew with each
-  piece that comes: what is large, or comes from afar, may take longer.
+  piece that comes: what is large, or comes from afar, may take longer. The store may be busy with
+  the result of the job before meanwhile; if that takes long, the inputs are given up, with the job.
 - *Out*: a result counts as stored when every server answered 200 or 201. An answer of 202 means
   that somebody else is sending the same buffer at this moment and may yet break off. The store's
   ``/has-now`` counts such an upload as present, so asking it proves nothing; sending again does:
@@ -34,7 +35,16 @@ from seamless_remote import buffer_remote
 
 from seamless_jobserver.messages import Ending, Traffic
 from seamless_jobserver.transport.aiohttp_standin import observe_answers, observe_progress
-from seamless_jobserver.worker.lane import CutOff, Lane, Result, as_long_as, together, within
+from seamless_jobserver.worker.confirmations import PATIENCE, StoreBusy
+from seamless_jobserver.worker.lane import (
+    CutOff,
+    Lane,
+    Result,
+    Transfer,
+    as_long_as,
+    together,
+    within,
+)
 from seamless_jobserver.worker.nearby import Nearby
 from seamless_jobserver.worker.pins import Need, leaves
 from seamless_jobserver.worker.readfolders import ReadFolders
@@ -109,14 +119,15 @@ class Staging:
         needs: Iterator[Need],
         timeout: float,
         waiting: Callable[[], None],
-        before_asking: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> list[seamless.Buffer]:
         """Fetch all buffers of `needs` and return them; hold the list while the job runs.
 
         The leaves of a ``folder`` come along, as the job gets their contents. `timeout` is the
         input timeout, in seconds; `waiting` is called when it takes longer than a moment, and
-        `before_asking` before a server is asked for what is not at hand. Raises `InputMissing`,
-        `InputUndelivered` or `StoreUnavailable`.
+        `settle`, which may raise `StoreBusy`, when it takes longer than the store may need to
+        confirm what it was sent before. Raises `InputMissing`, `InputUndelivered` or
+        `StoreUnavailable`.
         """
         wanted = list(needs)
         # Held until the loop has found them in Seamless's weak cache.
@@ -124,8 +135,14 @@ class Staging:
         if complete:
             self._count(Traffic(cache_hits=len(near)))
             return near
-        before_asking()
-        fetched = self.call(_fetch_all(wanted, timeout, waiting))
+        under_way = self._inward.begin(_fetch_all(wanted, timeout, waiting))
+        if not under_way.ends_within(PATIENCE):
+            try:
+                settle()
+            except StoreBusy:
+                under_way.cut_off()
+                raise
+        fetched = _ended(under_way)
         self._nearby.keep(fetched)
         staged = sum(map(len, fetched)) - sum(map(len, near))
         misses = max(0, len(fetched) - len(near))
@@ -210,10 +227,10 @@ class Staging:
         return _ended(self._inward.begin(work))
 
 
-def _ended(under_way: Callable[[], Result]) -> Result:
+def _ended(under_way: Transfer[Result]) -> Result:
     """Return what a transfer brought. Raises `StoreUnavailable` as well, when it was cut off."""
     try:
-        return under_way()
+        return under_way.wait()
     except CutOff as error:
         raise StoreUnavailable(f"{error}\n") from error
 
