@@ -29,6 +29,7 @@ from seamless_jobserver.messages import Ending, Outcome, RunRequest
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.worker import failure, record
 from seamless_jobserver.worker.confirmations import StoreBusy
+from seamless_jobserver.worker.lane import give_way
 from seamless_jobserver.worker.measure import Measurement, Meter, ThreadMeasurement
 from seamless_jobserver.worker.memory import let_go
 from seamless_jobserver.worker.naming import name_of
@@ -117,8 +118,11 @@ class Execution:
         finally:
             if began:
                 enter(Phase.PUTTING_BACK)
+            give_way()
             end_loops()
+            give_way()
             let_go()
+            give_way()
             enter(last)
 
         def wait() -> Outcome:

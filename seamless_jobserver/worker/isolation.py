@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from seamless_jobserver.processtree import children, has_children, read_memory
+from seamless_jobserver.worker.lane import give_way
 from seamless_jobserver.worker.limits import Limits
 
 GROWTH_LIMIT: Final = 512 * 1024 * 1024
@@ -349,6 +350,7 @@ def _is_own_handler(logger: str, handler: logging.Handler) -> bool:
 
 def _try(step: Callable[[], str | None]) -> str | None:
     """Take a step of `Surroundings.restore`; a process in which it fails is not to go on."""
+    give_way()
     try:
         return step()
     except Exception as error:  # noqa: BLE001 - a job may have made anything of what is looked at

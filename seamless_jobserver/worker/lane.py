@@ -7,6 +7,7 @@ the connections to the store stay open from job to job.
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -82,6 +83,16 @@ class Lane:
         # interpreter for the longer part of what the store needs.
         begun.wait(_HEAD_START)
         return Transfer(future)
+
+
+def give_way() -> None:
+    """Let a thread that waits for this processor have it first (sched_yield(2)).
+
+    To be called between two steps of what is done while the store works, which is often on the same
+    machine: it hands each request from thread to thread a dozen times, and at each it could have
+    to wait for the end of this thread's time slice.
+    """
+    os.sched_yield()
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
