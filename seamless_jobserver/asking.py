@@ -8,18 +8,27 @@ import os
 import shlex
 import socket
 import ssl
+import stat
 import sys
+import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from seamless_jobserver import peer
 from seamless_jobserver.options import DEFAULT_PORT
 from seamless_jobserver.passwordfile import read_password_file
 
 _TIMEOUT: Final = 10.0
 _CONNECT_TIMEOUT: Final = 3.0
 """Seconds for each of the addresses at which a server may listen."""
+_ACCEPT_LIMIT: Final = 3.0
+_ACCEPT_LOOK: Final = 0.01
+"""Seconds for a server to accept a connection, and between two looks at whether it has."""
+_MOST: Final = 64 * 2**20
+"""Bytes of an answer that are read; a jobserver's are far smaller."""
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})
 
@@ -42,8 +51,12 @@ class Answer(NamedTuple):
 class Server:
     """A jobserver at a URL, which may hold a user name and a password."""
 
-    def __init__(self, url: str, password: bytes | None = None) -> None:
-        """Raises ValueError when `url` is none; `password` is used instead of one that it holds."""
+    def __init__(self, url: str, password: bytes | None = None, *, ours: bool = False) -> None:
+        """Raises ValueError when `url` is none; `password` is used instead of one that it holds.
+
+        A password for a server that is `ours` is kept from other users of this machine, who may
+        have got its port when it ended.
+        """
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a jobserver, such as http://127.0.0.1:5533")
@@ -52,6 +65,7 @@ class Server:
         self._port = parts.port or DEFAULT_PORT
         self._base = parts.path.rstrip("/")
         self._fields = {"User-Agent": "seamless-jobserver-command"}
+        self._ours = ours
         if password is None and parts.password is not None:
             password = urllib.parse.unquote_to_bytes(parts.password)
         if password is not None or parts.username is not None:
@@ -73,9 +87,19 @@ class Server:
         )
         content = None if body is None else json.dumps(body)
         try:
+            connection.connect()
+            if self._ours and "Authorization" in self._fields and not is_ours(connection.sock):
+                raise Unreachable(
+                    f"what listens at {self.address} is not yours, as far as the kernel tells, and "
+                    "is not given the password. Has your jobserver ended, or does it run on "
+                    "another machine? Then ask there, or name it by its URL."
+                )
             connection.request(method, self._base + path, content, self._fields)
             response = connection.getresponse()
-            return Answer(response.status, response.read().decode("utf-8", errors="replace"))
+            text = response.read(_MOST + 1)
+            if len(text) > _MOST:
+                raise Unreachable(f"{self.address} answers without an end: it is no jobserver")
+            return Answer(response.status, text.decode("utf-8", errors="replace"))
         except TimeoutError as error:
             raise TooSlow(self._explain(error, timeout)) from error
         except (OSError, UnicodeError, http.client.HTTPException) as error:
@@ -180,18 +204,26 @@ def find_server(options: argparse.Namespace) -> Server:
     if path is None:
         return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}", password)
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0):
+            raise ValueError(
+                f"{path} is not a file of yours: its owner is user {facts.st_uid}. It says where "
+                "to ask, and could name anything"
+            )
         status = json.loads(path.read_text())
-        port = int(status["port"])
+        port = status["port"]
+        if type(port) is not int:
+            raise TypeError
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(
             f"{path} names no port: the jobserver does not listen yet, or failed"
         ) from None
     hosts = addresses(status)
     host = next((host for host in hosts if _listens(host, port)), hosts[0])
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return Server(url, password)
+    return Server(url, password, ours=True)
 
 
 def addresses(status: dict[str, Any]) -> list[str]:
@@ -221,6 +253,25 @@ def _host_of_command(command: Any) -> str | None:
         elif word.startswith("--host="):
             found = word.partition("=")[2]
     return found
+
+
+def is_ours(connection: socket.socket) -> bool:
+    """Whether a connection is not with another user of this machine, nor with one it cannot tell.
+
+    A server that has ended can be followed at its port by anybody.
+    """
+    if not peer.is_local(peer.Endpoint.of(connection.getpeername()).address):
+        return True
+    deadline = time.monotonic() + _ACCEPT_LIMIT
+    pause = threading.Event()  # never set: it is waited for, with a limit
+    while True:
+        try:
+            return peer.owner(connection, peer.find_source()) == os.geteuid()
+        except (peer.Unknown, OSError):
+            # Most likely it has not been accepted yet, and has no owner so far.
+            if time.monotonic() > deadline:
+                return False
+        pause.wait(_ACCEPT_LOOK)
 
 
 def _listens(host: str, port: int) -> bool:

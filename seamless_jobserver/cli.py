@@ -86,6 +86,7 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     parser = _make_parser()
     given = vars(parser.parse_args(arguments))
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     # Of the two ways to name ports, a flag wins over a variable for the other, whatever that holds.
     port_flags = {name for name in _PORT_OPTIONS if given[name] is not None}
     for option in OPTIONS:
@@ -93,20 +94,21 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         if flag is None and option.destination in _PORT_OPTIONS and port_flags:
             values[option.destination] = None
             continue
+        source = f"--{option.name}" if flag is not None else option.variable
+        sources[option.destination] = source
         try:
-            if flag is not None:
-                source = f"--{option.name}"
-                values[option.destination] = _convert(option, flag)
-            else:
-                source = option.variable
-                values[option.destination] = _convert(option, _from_environment(option))
+            words = _from_environment(option) if flag is None else flag
+            values[option.destination] = _convert(option, words)
         except ValueError as error:
             parser.error(f"{source}: {error}")
     try:
         ports = _ports(values.pop("port"), values.pop("port_range"))
+    except ValueError as error:
+        parser.error(f"{sources['port_range']}: {error}")
+    try:
         address = _resolve(values["host"])
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"{sources['host']}: {error}")
     return {**values, "address": address, "ports": ports}
 
 
@@ -168,8 +170,10 @@ def _ports(port: int | None, port_range: tuple[int, int] | None) -> range:
         if port is not None:
             raise ValueError("set a port or a port range, not both")
         start, end = port_range
-        if not 1 <= start <= end:
-            raise ValueError(f"--port-range: {start} to {end} is no range: START comes first")
+        if start < 1:
+            raise ValueError(f"{start} to {end} is no range of ports: the first one is 1")
+        if start > end:
+            raise ValueError(f"{start} to {end} is no range: START comes first")
         return range(start, end + 1)
     chosen = DEFAULT_PORT if port is None else port
     return range(chosen, chosen + 1)
@@ -203,11 +207,11 @@ def _resolve(host: str) -> tuple[int, str]:
         try:
             thread.start()
         except RuntimeError as error:
-            raise ValueError(f"--host: {host!r} cannot be looked up: {error}") from None
+            raise ValueError(f"{host!r} cannot be looked up: {error}") from None
         thread.join(_RESOLVER_LIMIT)
     if not found:
         reason = reasons[0] if reasons else "the resolver does not answer"
-        raise ValueError(f"--host: {host!r} is not a name or address of this machine: {reason}")
+        raise ValueError(f"{host!r} is not a name or address of this machine: {reason}")
     return found[0]
 
 

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MANIFEST: Final = "manifest.json"
+VARIABLE: Final = "SEAMLESS_JOBSERVER_SPOOL"
+"""The environment variable that names the spool."""
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -37,7 +39,7 @@ def spool_directory() -> Path | None:
     Specification, ``XDG_STATE_HOME``). None for a user who has no home: a folder that all users
     share is no place for results that are taken for true later.
     """
-    chosen = os.environ.get("SEAMLESS_JOBSERVER_SPOOL")
+    chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME")
@@ -81,7 +83,7 @@ def keep(path: Path, manifest: dict[str, Any], buffers: dict[str, bytes]) -> Non
 def distrust(spool: Path) -> str | None:
     """Return why what is in a spool is not believed, and none is kept there, or None."""
     try:
-        trusted = _is_trusted(spool.stat())
+        trusted = is_trusted(spool.stat())
     except OSError:
         return None  # it is not there yet, or who asks will meet the same
     if trusted:
@@ -98,7 +100,7 @@ def read(path: Path) -> dict[str, Any] | None:
     Nor is there one for who may not read it, or when somebody else could have made it.
     """
     try:
-        if not _is_trusted(path.parent.stat()) or not _is_own_directory(path.lstat()):
+        if not is_trusted(path.parent.stat()) or not _is_own_directory(path.lstat()):
             return None
         manifest = json.loads(read_file(path / MANIFEST))
     except (OSError, ValueError):
@@ -148,11 +150,11 @@ def _make_private(directory: Path) -> None:
         one.mkdir(mode=0o700, exist_ok=True)
 
 
-def _is_trusted(facts: os.stat_result) -> bool:
+def is_trusted(facts: os.stat_result) -> bool:
     """Whether a directory is this user's or root's, and nobody else may write there."""
     others_write = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid in (os.geteuid(), 0) and not others_write
 
 
 def _is_own_directory(facts: os.stat_result) -> bool:
-    return _is_trusted(facts) and facts.st_uid == os.geteuid()
+    return is_trusted(facts) and facts.st_uid == os.geteuid()

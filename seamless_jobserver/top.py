@@ -4,6 +4,7 @@ In a terminal it is shown again and again until ``q`` or Ctrl-C; elsewhere it is
 """
 
 import argparse
+import os
 import select
 import shutil
 import signal
@@ -35,6 +36,9 @@ _WIDTH: Final = 120
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
 """Alternate screen, cursor off (xterm control sequences); `_LEAVE` takes both back."""
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_KEYS: Final = 1024
+_TO_END: Final = frozenset(b"qQ\x03\x04")
+"""``q``, Ctrl-C and Ctrl-D, in bytes as they come from the terminal."""
 _HOME: Final = "\x1b[H"
 _REST_OF_LINE: Final = "\x1b[K"
 _REST_OF_SCREEN: Final = "\x1b[J"
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     if not 0.1 <= options.interval <= 3600:
         parser.error("--interval: use 0.1 to 3600 seconds")
     looks = Looks(server)
-    if sys.stdout.isatty() and sys.stdin.isatty():
+    if sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         with _screen():
             _watch(looks, options.interval)
         return 0
@@ -93,7 +97,8 @@ class Looks:
 
     def _lines(self, status: dict[str, Any], width: int, height: int | None) -> list[str]:
         started = status["server"]["started"]
-        if started != self._started or status["latest"] < self._latest:
+        missed = status["latest"] - self._latest > len(status["ended"])
+        if started != self._started or status["latest"] < self._latest or missed:
             # Those that end meanwhile come with the next look.
             known = f"before={status['latest'] + 1}"
             self._ended = self._list(f"{known}&limit={_SHOWN}")
@@ -120,12 +125,17 @@ def _watch(looks: Looks, interval: float) -> None:
             lines = looks.lines(size.columns, height)
         except Unreachable as error:
             lines = [time.strftime("%H:%M:%S"), *_wrap(escape(str(error)), size.columns)]
-        shown = [line + _REST_OF_LINE for line in lines[:height]]
-        sys.stdout.write(_HOME + "\r\n".join(shown) + _REST_OF_SCREEN)
+        # Each line is emptied first: after the last column there is nothing left to empty, and the
+        # cursor stands on what was written there.
+        shown = [_REST_OF_LINE + line for line in lines[:height]]
+        sys.stdout.write(_HOME + "\r\n".join([*shown, ""]) + _REST_OF_SCREEN)
         sys.stdout.flush()
         ready, _, _ = select.select([sys.stdin], [], [], interval)
-        if ready and sys.stdin.read(1) in ("q", "Q", "\x03", "\x04", ""):
-            return
+        if ready:
+            # Not through a buffer, into which `select` cannot see.
+            keys = os.read(sys.stdin.fileno(), _KEYS)
+            if not keys or not _TO_END.isdisjoint(keys):
+                return
 
 
 @contextmanager
@@ -133,6 +143,8 @@ def _screen() -> Iterator[None]:
     """Take the terminal for the time of the block: single keys, a screen of its own."""
     before = termios.tcgetattr(sys.stdin)
     ended = signal.signal(signal.SIGTERM, _end)
+    # Ctrl-Z would leave the shell on this screen, without a cursor.
+    stopped = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         tty.setcbreak(sys.stdin)
         sys.stdout.write(_ENTER)
@@ -144,6 +156,7 @@ def _screen() -> Iterator[None]:
         sys.stdout.flush()
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
         signal.signal(signal.SIGTERM, ended)
+        signal.signal(signal.SIGTSTP, stopped)
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:

@@ -18,8 +18,11 @@ from typing import Any, Final
 
 from seamless_jobserver import spool
 from seamless_jobserver.asking import nobody_reads
+from seamless_jobserver.display import escape
 
 _TIMEOUT: Final = 120.0
+_ANSWER: Final = 2**20
+"""Bytes of an answer that are read; no more is expected."""
 _ATTEMPTS: Final = 60
 _PAUSE: Final = 1.0
 
@@ -59,13 +62,14 @@ def main(arguments: Sequence[str]) -> int:
     left = 0
     for path in paths:
         try:
-            _upload(path, options.store, options.database)
+            told = _upload(path, options.store, options.database)
         except (UploadFailed, OSError, ValueError, http.client.HTTPException) as error:
             left += 1
-            print(f"{path.name}: not uploaded: {error}", file=sys.stderr)  # noqa: T201
+            # What a server says may be a stranger's, who has its port by now.
+            print(f"{path.name}: not uploaded: {escape(str(error))}", file=sys.stderr)  # noqa: T201
             continue
         try:
-            print(f"{path.name}: uploaded", flush=True)  # noqa: T201
+            print(f"{path.name}: {told}", flush=True)  # noqa: T201
         except BrokenPipeError:
             nobody_reads()
     return 1 if left else 0
@@ -84,7 +88,8 @@ def _url(text: str) -> str:
     return text
 
 
-def _upload(path: Path, store: str | None, database: str | None) -> None:
+def _upload(path: Path, store: str | None, database: str | None) -> str:
+    """Upload one entry, and return in words what has become of it."""
     manifest = spool.read(path)
     if manifest is None:
         raise UploadFailed(spool.distrust(path.parent) or f"{path} holds no spooled result")
@@ -94,6 +99,9 @@ def _upload(path: Path, store: str | None, database: str | None) -> None:
     for url in stores:
         for checksum in manifest["buffers"]:
             _put_buffer(url, checksum, path / checksum)
+    if manifest.get("record"):
+        # Its record is made by the client that asks for it, which would not ask any more.
+        return "its buffers are uploaded. Run the workflow again, which finds it and records it"
     for url in [database] if database else manifest["databases"]:
         fields = {
             "type": "transformation",
@@ -104,6 +112,7 @@ def _upload(path: Path, store: str | None, database: str | None) -> None:
         if status not in (200, 201):
             raise UploadFailed(f"the database {_shown(url)} answered {status}: see its log")
     spool.remove(path)
+    return "uploaded"
 
 
 def _put_buffer(url: str, checksum: str, path: Path) -> None:
@@ -127,7 +136,7 @@ def _put(url: str, path: str, content: bytes) -> int:
     try:
         connection.request("PUT", parts.path.rstrip("/") + path, content, _credentials(parts))
         response = connection.getresponse()
-        response.read()
+        response.read(_ANSWER)
         return int(response.status)
     except OSError as error:
         raise UploadFailed(

@@ -26,9 +26,9 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
-from seamless_jobserver import http1
+from seamless_jobserver import http1, peer
 from seamless_jobserver.errors import StartupError
-from seamless_jobserver.server import access, peer
+from seamless_jobserver.server import access
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
 from seamless_jobserver.server.response import render_stream_head, text_response
 from tests.stack import JOBSERVER, PATIENCE, Jobserver, free_port, temporary_directory, wait_until
@@ -265,7 +265,7 @@ class OtherUsers(Served):
 
 @AS_ROOT
 class TheKernelsWord(unittest.TestCase):
-    """`server.peer` on connections whose other end is in every state that it can be in."""
+    """`peer` on connections whose other end is in every state that it can be in."""
 
     def setUp(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -574,9 +574,9 @@ class Elsewhere(unittest.TestCase):
             )
 
 
-def head(target="/", **fields):
+def head(target="/", method="GET", **fields):
     lines = "".join(f"\r\n{name.replace('_', '-')}: {value}" for name, value in fields.items())
-    return http1.parse_request_head(f"GET {target} HTTP/1.0{lines}".encode())
+    return http1.parse_request_head(f"{method} {target} HTTP/1.0{lines}".encode())
 
 
 def basic(text):
@@ -670,6 +670,8 @@ class Browsers(unittest.TestCase):
         ({"Host": "evil.example", "Origin": "http://evil.example"}, False),
         ({"Host": "named.example", "Accept_Language": "en"}, True),
         ({"Accept_Language": "en"}, False),
+        ({"method": "POST", "Host": LOCAL, "User_Agent": "Mozilla/5.0"}, False),
+        ({"method": "POST", "Host": LOCAL, "Origin": f"http://{LOCAL}"}, True),
         ({"Host": LOCAL, "Origin": f"http://{LOCAL}"}, True),
         ({"Host": LOCAL, "Origin": f"https://{LOCAL}"}, True),
         ({"Host": LOCAL, "Origin": "http://localhost:9999"}, False),

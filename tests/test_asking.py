@@ -4,9 +4,11 @@ import base64
 import contextlib
 import io
 import json
+import os
 import unittest
+from unittest import mock
 
-from seamless_jobserver import check, top
+from seamless_jobserver import asking, check, peer, top
 from tests.scripted_server import OK, ScriptedServer
 from tests.stack import temporary_directory
 
@@ -63,6 +65,41 @@ class Commands(unittest.TestCase):
         self.run_command(check, url, "--password-file", str(secret))
         self.assertIn(encoded("me:a:b c"), self.heads[0])
         self.assertIn(encoded("me:file"), self.heads[-1])
+
+    def test_a_server_of_a_status_file_gets_the_password_only_if_it_is_ours(self):
+        secret, status = self.directory / "password", self.directory / "status.json"
+        secret.write_text("sesame\n")
+        secret.chmod(0o600)
+        for user, given in ((os.geteuid(), True), (os.geteuid() + 1, False)):
+            port = int(self.serve(OK).rpartition(":")[2])
+            status.write_text(json.dumps({"port": port}))
+            arguments = ("--status-file", str(status), "--password-file", str(secret))
+            told = {"owner": mock.Mock(return_value=user), "find_source": mock.Mock()}
+            with self.subTest(user), mock.patch.multiple(peer, **told):
+                code, printed = self.run_command(top, *arguments)
+            self.assertEqual(code, 1)
+            self.assertEqual(any("Authorization" in head for head in self.heads), given)
+            self.assertEqual("is not yours" in printed, not given)
+
+    def test_a_status_file_of_somebody_else_is_not_believed(self):
+        status = self.directory / "status.json"
+        status.write_text(json.dumps({"port": 1}))
+        facts = mock.Mock(st_mode=status.stat().st_mode, st_uid=os.geteuid() + 1)
+        with mock.patch.object(asking.Path, "stat", return_value=facts):
+            code, printed = self.run_command(top, "--status-file", str(status))
+        self.assertEqual(code, 2)
+        self.assertIn("is not a file of yours", printed)
+        os.mkfifo(self.directory / "fifo")
+        code, printed = self.run_command(top, "--status-file", str(self.directory / "fifo"))
+        self.assertEqual(code, 2)
+        self.assertIn("is not a file of yours", printed)
+
+    def test_an_answer_without_end_is_given_up(self):
+        endless = answer(200, 5000 * "x")
+        with mock.patch.object(asking, "_MOST", 1000):
+            code, printed = self.run_command(top, self.serve(endless))
+        self.assertEqual(code, 1)
+        self.assertIn("answers without an end", printed)
 
     def test_what_a_server_says_cannot_steer_the_terminal(self):
         healthy = answer(200, "OK")

@@ -34,6 +34,7 @@ BAD_VALUES = [
     (["--port", "-1"], "--port"),
     (["--port", "٥٥"], "--port: '٥٥' is not a port"),
     (["--port-range", "40000", "30000"], "40000 to 30000 is no range"),
+    (["--port-range", "0", "100"], "--port-range: 0 to 100 is no range of ports"),
     (["--port-range", "1", "99999"], "--port-range: '99999' is not a port"),
     (["--port-range", "30000"], "--port-range"),
     (["--port", "30000", "--port-range", "1", "2"], "not allowed with"),
@@ -64,6 +65,11 @@ BAD_VALUES = [
 BAD_ENVIRONMENT = [
     ({"SEAMLESS_JOBSERVER_STATUS_FILE": "~nobody-at-all/x"}, "whose home is that?"),
     ({"SEAMLESS_JOBSERVER_PORT": "x"}, "SEAMLESS_JOBSERVER_PORT: 'x' is not a port"),
+    (
+        {"SEAMLESS_JOBSERVER_HOST": "nonsense.invalid"},
+        "SEAMLESS_JOBSERVER_HOST: 'nonsense.invalid'",
+    ),
+    ({"SEAMLESS_JOBSERVER_PORT_RANGE": "9 1"}, "SEAMLESS_JOBSERVER_PORT_RANGE: 9 to 1 is no"),
     ({"SEAMLESS_JOBSERVER_PORT_RANGE": "5"}, "SEAMLESS_JOBSERVER_PORT_RANGE: '5' is not START END"),
     ({"SEAMLESS_JOBSERVER_RECLAIM_CANCELED": "maybe"}, "'maybe' is neither yes nor no"),
     ({"SEAMLESS_JOBSERVER_WORKERS": "0"}, "SEAMLESS_JOBSERVER_WORKERS: '0'"),

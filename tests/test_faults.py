@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -1094,6 +1095,17 @@ class PromisedInputs(Faults):
         self.store.put(self.id().encode())
         self.assertEqual(self.value(server.run(request)), 1)
 
+    def test_the_transformation_itself_may_be_promised_and_never_come(self):
+        server = self.lasting(workers=2)
+        request = self.gated()
+        checksum = request["tf_checksum"]
+        for path in self.store.buffers.rglob(checksum):
+            path.unlink()
+        self.store.promise(checksum)
+        self.gate.touch()
+        self.assertEqual(self.value(server.run(request)), 1)
+        self.assertNotIn(f"GET /{checksum}", self.store.log())
+
     def test_a_job_that_waits_for_one_is_seen_to_on_its_slot_alone_and_can_be_canceled(self):
         server = self.lasting(workers=2)
         request, _ = self.promised()
@@ -1253,7 +1265,9 @@ class Limits(Faults):
 class Shutdown(Faults):
     def test_what_is_lost_is_told_to_each_waiter_and_to_the_log(self):
         server = self.start("--grace", "0.2")
-        running, queued = self.gated(), self.gated(a="queued")
+        told = "    print('so far, so good', flush=True)\n"
+        running = self.traced(told + UNTIL.format(gate=str(self.gate)))
+        queued = self.gated(a="queued")
         with ThreadPoolExecutor(2) as callers:
             first = callers.submit(server.run, running)
             self.await_run()
@@ -1264,6 +1278,7 @@ class Shutdown(Faults):
             for answer in (first, second):
                 self.assertEqual(answer.result(PATIENCE).status, 503)
                 self.assertIn("shut", answer.result().text)
+            self.assertIn("so far, so good\n", first.result().text)
             server.process.wait(PATIENCE)
             # The grace, and 5 s for all the rest.
             self.assertLess(time.monotonic() - begun, stretched(5.2, 20))
@@ -1277,9 +1292,22 @@ class Shutdown(Faults):
             self.await_run()
             server.process.terminate()
             wait_until(lambda: "waiting up to 50 s" in server.log, "it waits")
+            with self.assertRaises(ConnectionRefusedError):
+                server.request("GET", "/healthcheck")
+            with self.assertRaises(OSError) as caught:
+                self.take(server.port)  # and be asked by the workers for what their jobs want
+            self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
             self.gate.touch()
             self.assertEqual(self.value(answer.result(PATIENCE)), 1)
         self.assertEqual(server.process.wait(PATIENCE), 0)
+        self.take(server.port)
+
+    def take(self, port):
+        """Do what another user could to get the port of the server."""
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", port))
+            other.listen()
 
     def test_a_second_signal_ends_it_now(self):
         server = self.start("--grace", "600")

@@ -42,6 +42,8 @@ class Defaults(unittest.TestCase):
         for name, expected in OPTIONS.items():
             with self.subTest(name):
                 self.assertEqual(values[name], expected)
+        self.assertEqual(values["ports"], range(5533, 5534))
+        self.assertEqual((values["workers"], values["timeout"]), (1, None))
         policy = {field.name: field.default for field in dataclasses.fields(Policy)}
         for name, expected in POLICY.items():
             with self.subTest(name):

@@ -67,6 +67,13 @@ BAD_FIELDS = [
     (transformation(__meta__=[]), "transformation_dict.__meta__"),
     (transformation(__as__="x"), "transformation_dict.__as__"),
     (transformation(__format__=[]), "transformation_dict.__format__"),
+    (transformation(code=["python", "transformer", None]), "transformation_dict.code"),
+    (transformation(__as__={"a": ["x"]}), "transformation_dict.__as__.a"),
+    (transformation(__format__={"a": "file"}), "transformation_dict.__format__.a"),
+    (
+        transformation(__format__={"a": {"filesystem": "file"}}),
+        "transformation_dict.__format__.a",
+    ),
     (transformation(__code_checksum__="x"), "transformation_dict.__code_checksum__"),
 ]
 

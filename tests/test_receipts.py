@@ -103,9 +103,9 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
 
         worker = Confirmations(self.directory, lambda: Traffic(stored=7))
         worker.settle()
-        worker.follow(1, wait)
-        soon = mock.patch.object(confirmations, "PATIENCE", 0.05)
-        with soon, self.assertRaises(StoreBusy):
+        with mock.patch.object(confirmations, "PATIENCE", 0.05):
+            worker.follow(1, wait)
+        with self.assertRaises(StoreBusy):
             worker.settle()
         stored.set()
         outcome = await asyncio.wait_for(self.receipts.of(1), 20)

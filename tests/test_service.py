@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 from seamless_jobserver.errors import RecordModeMismatch, ShuttingDown
-from seamless_jobserver.messages import Ending, Outcome, RunRequest
+from seamless_jobserver.messages import Ending, Outcome, RunRequest, Traffic
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import attempt, errands
 from seamless_jobserver.server.casualties import OutOfMemoryKills, describe_exit
@@ -395,7 +395,7 @@ class Unconfirmed(ServiceCase):
         first, second = self.slots.slots
         second.busy = True
         job = await self.call(request("1"))
-        first.end.set_exception(NotBegun())
+        first.end.set_exception(NotBegun(Traffic()))
         await self.settle()
         self.assertIs(await self.service.status(request("1").checksum), State.QUEUED)
         self.assertTrue(first.busy)
@@ -403,7 +403,7 @@ class Unconfirmed(ServiceCase):
         await self.settle()
         self.assertEqual(len(first.runs), 2)
         first.settlement.clear()
-        first.end.set_exception(NotBegun())
+        first.end.set_exception(NotBegun(Traffic()))
         second.busy = False
         await self.settle()
         self.assertEqual(len(second.runs), 1)
@@ -666,7 +666,40 @@ class Nested(ServiceCase):
         await self.settle()
         await self.service.end_hosted(number, RESULT)
         self.assertIs(await asyncio.wait_for(other, 20), RESULT)
-        await self.leave(top)
+        # Who waits in the queue for the very same has it too, and it is not run again.
+        self.assertIs(await asyncio.wait_for(top, 20), RESULT)
+        (slot,) = self.slots.slots
+        self.assertEqual(len(slot.runs), 1)
+        self.assertEqual(self.service.journal.under_way.keys(), {1})
+
+    async def test_who_waits_in_the_queue_for_something_else_goes_on_waiting(self):
+        await self.call(request("1"))
+        others = [
+            await self.call(dataclasses.replace(request("2"), dunder={"__meta__": {"x": 1}})),
+            await self.call(request("3")),
+        ]
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.end_hosted(number, RESULT)
+        await self.settle()
+        for other in others:
+            self.assertFalse(other.done())
+            await self.leave(other)
+
+    async def test_what_a_job_that_is_handed_back_has_moved_is_counted(self):
+        (slot,) = self.slots.slots
+        job = await self.call(request("1"))
+        slot.end.set_exception(NotBegun(Traffic(staged=7)))
+        await self.settle()
+        self.assertEqual(self.service.journal.traffic.staged, 7)
+        await self.leave(job)
+
+    async def test_a_result_without_its_record_is_not_told_to_the_database(self):
+        tell = mock.Mock()
+        kept = errands.Errands(mock.Mock(), tell, 60.0)
+        kept.note_unheard(dataclasses.replace(request("1"), record=True), RESULT)
+        self.assertFalse(kept._unheard)
+        kept.note_unheard(request("1"), RESULT)
+        self.assertTrue(kept._unheard)
 
     async def test_what_a_worker_hosts_goes_on_when_others_who_wanted_it_have_gone(self):
         await self.make(reclaim_canceled=True)

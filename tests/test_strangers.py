@@ -23,7 +23,8 @@ import time
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server import connection, peer, places
+from seamless_jobserver import peer
+from seamless_jobserver.server import connection, places
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing, make_tls
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
@@ -207,6 +208,40 @@ class WorkersOfOurs(OnAStore):
         with contextlib.closing(made):
             made.request("GET", "/metrics", headers=headers)
             return made.getresponse().read().decode()
+
+
+class SharedDirectory(OnAStore):
+    """The launcher starts servers in ``/tmp``, where anybody can put a module."""
+
+    CODE = """
+def f(a):
+    import multiprocessing, os, subprocess, sys
+    multiprocessing.get_context("spawn").Process(target=print).run()
+    subprocess.run([sys.executable, "-c", "import multiprocessing"], check=True)
+    return os.getcwd()
+"""
+
+    def test_nothing_is_imported_from_the_directory_that_it_is_started_in(self):
+        mark = self.directory / "mark"
+        shared = self.directory / "shared"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        for name in ("multiprocessing", "json", "seamless"):
+            (shared / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').close()\n")
+        spool = {"SEAMLESS_JOBSERVER_SPOOL": "relative"}
+        server = self.start("--grace", "1", name="shared", env=spool)
+        work = self.value(server.run(self.store.request(self.CODE, a=1)))
+        self.assertFalse(mark.exists())
+        self.assertNotEqual(work, str(shared))
+        facts = os.stat(work)
+        self.assertEqual((facts.st_uid, facts.st_mode & 0o777), (os.geteuid(), 0o700))
+        server.stop()
+        self.assertFalse(os.path.exists(work))
+
+    def test_one_of_our_own_is_where_jobs_run(self):
+        server = self.start(name="own")
+        work = self.value(server.run(self.store.request(self.CODE, a=2)))
+        self.assertEqual(work, str(self.directory / "own"))
 
 
 class InProcess(unittest.TestCase):

@@ -2,8 +2,8 @@
 
 A jobserver runs whatever it is sent, as the user who started it. So, for each connection, once:
 
-- From this machine: only processes of the same user, as the kernel tells (`server.peer`). SSH
-  tunnels arrive as their user. Where the kernel cannot tell, nobody is let in.
+- From this machine: only processes of the same user, as the kernel tells (`peer`). SSH tunnels
+  arrive as their user. Where the kernel cannot tell, nobody is let in.
 - From elsewhere: whom ``--allow`` names; everybody, when it names nobody.
 
 Then, for each request: whoever was not shown by the kernel to be the owner gives the password, if
@@ -32,11 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from seamless_jobserver import http1
+from seamless_jobserver import http1, peer
 from seamless_jobserver.errors import StartupError
 from seamless_jobserver.messages import NESTED_PATH
 from seamless_jobserver.passwordfile import read_password_file
-from seamless_jobserver.server import peer
 
 _BROWSER_FIELDS: Final = ("Origin", "Sec-Fetch-Site", "Accept-Language", "Referer")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
@@ -247,6 +246,12 @@ class Gate:
                 raise Refused(
                     _FOREIGN_PAGE, "403: A page of another site may not use this jobserver."
                 )
+        told = fields.get("Origin"), fields.get("Sec-Fetch-Site")
+        if head.method not in ("GET", "HEAD") and not any(told):
+            # Every browser of today says where it comes from; one of before 2019 may not.
+            raise Refused(
+                _FOREIGN_PAGE, "403: This browser does not say which page sends this. Is it old?"
+            )
         # Browsers send no Sec-Fetch-Site to an address without TLS, nor Origin with a link.
         for page in (*fields.all("Origin"), *fields.all("Referer")):
             if not _is_on(page.strip(), host):

@@ -43,7 +43,7 @@ class Errands:
     """Owner of their tasks."""
 
     def __init__(self, activity: Activity, done: Callable[[], None], patience: float) -> None:
-        """`done` is called when one has freed its slot, and when there is one more.
+        """`done` is called when one has freed its slot, and when the database may be asked again.
 
         The database is told of a result for `patience` seconds.
         """
@@ -112,6 +112,9 @@ class Errands:
 
     def _to_tell(self, request: RunRequest, outcome: Outcome) -> _Unheard | None:
         if outcome.ending is not Ending.RESULT or request.scratch:
+            return None
+        if request.record:
+            # Its record is its caller's to make. A result without one would be found for ever.
             return None
         if outcome.result_checksum is None:
             return None

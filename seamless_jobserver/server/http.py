@@ -24,12 +24,12 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 from seamless_jobserver.errors import Unanswered
+from seamless_jobserver.peer import SHORTAGE
 from seamless_jobserver.server.access import Gate, Refused, Standing
 from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
 from seamless_jobserver.server.doorstep import Doorstep
 from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
-from seamless_jobserver.server.peer import SHORTAGE
 from seamless_jobserver.server.places import STRANGERS, Places
 from seamless_jobserver.server.refusals import Refusals
 
@@ -41,6 +41,9 @@ _LOOK: Final = 0.1
 _AT_A_TIME: Final = 64
 """Connections that are accepted between two such looks, when a thousand come at one moment."""
 _PARKED: Final = 3600.0
+"""Seconds between two looks of the acceptor at whether it is to go on, if nobody wakes it."""
+_HALT_LIMIT: Final = 60.0
+"""Seconds for the acceptor to come to a halt, which takes a moment unless its log blocks."""
 _DESCRIPTORS: Final = 256
 """Open files that the server needs beside those for its connections and its workers."""
 _PER_WORKER: Final = 12
@@ -61,9 +64,7 @@ class _Mode(enum.Enum):
 class JobHTTPServer(ThreadingHTTPServer):
     """Listens, and owns one thread for each connection."""
 
-    daemon_threads = True
     allow_reuse_port = False  # or two servers could share a port, and neither would know
-    block_on_close = False  # the base class would wait without a bound; `close` does it with one
     request_queue_size = BACKLOG
 
     def __init__(
@@ -159,7 +160,10 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._turn(_Mode.HALTED)
         if self._acceptor is not None:
             with self._turned:
-                self._turned.wait_for(lambda: self._parked, _PARKED)
+                parked = self._turned.wait_for(lambda: self._parked, _HALT_LIMIT)
+            if not parked:
+                _log.error("the thread that accepts does not halt")
+                return
         self.accept_waiting()
 
     def accept_waiting(self) -> int:
@@ -172,16 +176,27 @@ class JobHTTPServer(ThreadingHTTPServer):
         return self.counts[1] - before
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections that are open go on."""
+        """Listen no more, but keep the port until `close`; connections that are open go on.
+
+        Whoever got the port would be asked by our own workers, as long as they have jobs.
+        """
         self._closing.set()
         self._turn(_Mode.ENDED)
         acceptor, self._acceptor = self._acceptor, None
         if acceptor is not None:
-            acceptor.join()
+            acceptor.join(_HALT_LIMIT)
+            if acceptor.is_alive():
+                _log.error("the thread that accepts does not end: is the log's disk full?")
         for request, _ in self._held:
             self.shutdown_request(request)
         self._doorstep.close()
-        self.server_close()
+        with contextlib.suppress(OSError):  # it has been called before
+            address = self.socket.getsockname()
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            # Linux refuses callers from here on, and leaves the socket bound if its port was
+            # chosen by number; else it has to be taken again.
+            self.socket.shutdown(socket.SHUT_RD)
+            self.socket.bind(address)
 
     def close(self, timeout: float) -> int:
         """Let the connections write what they are at for `timeout` seconds, then cut them off.
@@ -195,6 +210,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._shut_down(socket.SHUT_RDWR)
         self._join(time.monotonic() + 1.0)
         self._hangups.close(1.0)
+        self.server_close()
         return len(self._snapshot())
 
     def _turn(self, mode: "_Mode") -> None:

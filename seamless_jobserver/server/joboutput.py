@@ -57,7 +57,7 @@ class JobOutput:
     """Owner of the directory. One thread calls it, but for what says that any thread may."""
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-")).absolute()
         self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()

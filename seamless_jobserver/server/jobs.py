@@ -111,6 +111,10 @@ class Job:
         """The checksum of the transformation."""
         return self.request.checksum
 
+    def may_take_from(self, other: "Job") -> bool:
+        """Whether this one, still queued, can do with the outcome of another run of the same."""
+        return self.state is State.QUEUED and self.host is None and self.envelope == other.envelope
+
     @property
     def inputs(self) -> frozenset[str]:
         """The checksums of its pins."""

@@ -118,7 +118,8 @@ class Journal:
         entry.started, entry.slot, entry.output = self._now(), slot, output
         if job.host is None:
             self._newest_in_slot[slot] = entry
-        self.queue_times.observe(max(0.0, entry.started - entry.received))
+        if not job.retries:
+            self.queue_times.observe(max(0.0, entry.started - entry.received))
         self.jobs_of_slot[slot] += 1
         self._waiting -= 1
         self._note()
@@ -126,6 +127,8 @@ class Journal:
     def requeued(self, job: Job) -> None:
         """A job is queued again; nothing of its first try counts."""
         entry = self.under_way[job.number]
+        if entry.slot is not None:
+            self.jobs_of_slot[entry.slot] -= 1
         entry.started = entry.slot = entry.output = None
         self._waiting += 1
         self._note()

@@ -11,6 +11,7 @@ import errno
 import functools
 import importlib.util
 import logging
+import os
 import queue
 import random
 import secrets
@@ -172,6 +173,7 @@ def _serve(
         try:
             output = JobOutput()
             stack.callback(output.close)
+            _leave_shared_directory(output.directory)
             processtree.become_subreaper()
             guardian = Guardian(output.directory)
             stack.callback(guardian.close, CLOSING)
@@ -197,6 +199,7 @@ def _serve(
         gate = Gate(_access_rules(settings), credentials)
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
+        stack.callback(http.server_close)
         stack.callback(http.stop_accepting)
         facts = _describe(settings, gate, http, record)
         overview = Overview(facts, service, bridge, http, activity)
@@ -235,6 +238,25 @@ def _serve(
         end(http, bridge, service, interrupts, reason, settings.grace)
     _log.info("ended")
     return reason
+
+
+def _leave_shared_directory(private: str) -> None:
+    """Go to a new directory in `private`, if others can write to the present one. Raises OSError.
+
+    multiprocessing starts workers, and processes of jobs, with ``python -c``, which looks for
+    modules in the working directory first. The launcher's is ``/tmp``, where anybody could put a
+    module for it to find, and run code as this user.
+    """
+    with suppress(OSError):  # it is gone, or may not be looked at
+        if spool.is_trusted(os.stat(".")):
+            return
+    chosen = os.environ.get(spool.VARIABLE)
+    if chosen:
+        os.environ[spool.VARIABLE] = os.path.abspath(chosen)  # a relative one is meant from here
+    directory = os.path.join(private, "cwd")
+    os.mkdir(directory, 0o700)
+    os.chdir(directory)
+    _log.info("jobs run in %s: others can write to the directory it was started in", directory)
 
 
 def _await_end(

@@ -153,6 +153,7 @@ class Overview:
             phase = Phase.STORING.words if running else None
             return describe(entry, phase=phase, ended=None, outcome=None)
         self._service.journal.named(entry.job, slot.job_name)
+        entry.name = entry.name or slot.job_name  # one that was canceled is not under way any more
         return describe(entry, phase=slot.phase.words, ended=None, outcome=None)
 
     def _look(self) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def _check_transformation(transformation: dict[str, Any]) -> None:
         raise InvalidPayload(f"{where}.__output__", "its subcelltype is neither string nor null")
     if "code" not in transformation:
         raise InvalidPayload(f"{where}.code", "it is missing")
+    code = transformation["code"]
+    if isinstance(code, list) and len(code) == 3 and code[2] is None:
+        raise InvalidPayload(f"{where}.code", "it has no checksum")
     for name, pin in transformation.items():
         if not name.startswith("__"):
             _check_pin(f"{where}.{shorten(name)}", pin)
@@ -134,6 +137,16 @@ def _check_dunder_keys(where: str, values: dict[str, Any]) -> None:
     for key in _OBJECT_KEYS:
         if values.get(key) is not None and not isinstance(values[key], dict):
             raise InvalidPayload(f"{where}.{key}", f"expected an object, got {_name(values[key])}")
+    for pin, name in (values.get("__as__") or {}).items():
+        if not isinstance(name, str):
+            at = f"{where}.__as__.{shorten(pin)}"
+            raise InvalidPayload(at, f"expected a string, got {_name(name)}")
+    for pin, form in (values.get("__format__") or {}).items():
+        filesystem = form.get("filesystem") if isinstance(form, dict) else None
+        if not isinstance(form, dict | None) or not isinstance(filesystem, dict | None):
+            raise InvalidPayload(
+                f"{where}.__format__.{shorten(pin)}", "neither it nor its filesystem is an object"
+            )
     for key in _TEXT_KEYS:
         if values.get(key) is not None and not isinstance(values[key], str):
             raise InvalidPayload(f"{where}.{key}", f"expected a string, got {_name(values[key])}")

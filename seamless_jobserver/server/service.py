@@ -157,6 +157,8 @@ class Service:
             # That it began is said only once, and may not have been heard.
             await self.start_hosted(number, "")
             self._end(job, _EVENTS[outcome.ending], outcome)
+            if outcome.ending is Ending.RESULT:
+                self._serve_queued(job, outcome)
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that a caller has gone without its answer, which it can therefore not record."""
@@ -236,7 +238,8 @@ class Service:
             timer.cancel()
         for job in list(self._table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
-            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+            printed = self._printed(job, self.journal.under_way[job.number].output)
+            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message), printed)
         for task in self._work:
             task.cancel()
         self._errands.cancel()
@@ -299,6 +302,16 @@ class Service:
         self._ends[job.number] = asyncio.get_running_loop().create_future()
         self.journal.received(job)
         return job.number
+
+    def _serve_queued(self, hosted: Job, outcome: Outcome) -> None:
+        """End those who have waited in the queue for the very thing that a hosted job has run."""
+        for job in [
+            one for one in self._table.active(hosted.checksum) if one.may_take_from(hosted)
+        ]:
+            _log.info("a job has run it for itself meanwhile", extra={"job": job.checksum})
+            self._table.apply(job, Event.START)
+            self.journal.started(job, hosted.host or 0, None)
+            self._end(job, Event.SUCCEED, outcome)
 
     def _lose_hosted(self, host: int, verdict: str | None) -> None:
         """End the jobs that ran inside a worker which has ended.
@@ -380,10 +393,8 @@ class Service:
 
     def _put_away(self, job: Job, outcome: Outcome, path: str) -> str:
         """Keep what a run has printed, as far as that counts; return what its callers are told."""
-        printed = ""
+        printed = "" if outcome.ending in _NO_FAILURE else self._printed(job, path)
         try:
-            if outcome.ending not in _NO_FAILURE:
-                printed = self.output.end_of(path)
             if job.state is State.QUEUED:
                 self.output.discard(path)
             else:
@@ -392,6 +403,16 @@ class Service:
             # No file to be had, most likely. Its answer does not depend on that.
             _log.warning("what it printed is lost: %s", error, extra={"job": job.checksum})
         return printed
+
+    def _printed(self, job: Job, path: str | None) -> str:
+        """Return the end of what a run has printed into `path`, as its callers are told it."""
+        if path is None:
+            return ""  # it has not run, or what it prints is that of the job around it
+        try:
+            return self.output.end_of(path)
+        except OSError as error:
+            _log.warning("what it printed cannot be read: %s", error, extra={"job": job.checksum})
+            return ""
 
     async def _occupy(self, job: Job, slot: Slot, path: str) -> Outcome:
         """Run a job in the slot that is reserved for it, and free the slot.
@@ -422,8 +443,10 @@ class Service:
                 await self._errands.record(slot, job.request, outcome)
         except (WorkerGone, WorkerLost, NotBegun) as loss:
             outcome = self._give_back(job, loss)
-            # Another slot may have it sooner than this one, which can do nothing for the moment.
-            blocked = isinstance(loss, NotBegun)
+            if isinstance(loss, NotBegun):
+                self.journal.moved(loss.traffic)
+                # Another slot may have it sooner than this one, which can do nothing now.
+                blocked = True
         finally:
             if slot.state is SlotState.BUSY:
                 # Else its worker has ended, and `_lose_hosted` says why.
@@ -448,9 +471,7 @@ class Service:
                     Ending.LOST, message=f"{loss}It had been tried {job.losses} times.\n"
                 )
         if job.state is State.RUNNING:
-            why = "its worker had ended"
-            if isinstance(loss, NotBegun):
-                why = "the store has not taken the result of the job before it yet"
+            why = str(loss) if isinstance(loss, NotBegun) else "its worker had ended"
             _log.warning("goes back to the queue: %s", why, extra={"job": job.checksum})
             self._table.apply(job, Event.REQUEUE)
             self.journal.requeued(job)
@@ -460,6 +481,11 @@ class Service:
 
     def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
         told = outcome.with_output(printed)
+        slot = self._places.get(job.number)
+        if slot is not None:
+            self.journal.named(
+                job, slot.job_name
+            )  # it may end for its callers before its work does
         self._table.apply(job, event, told)
         self._failures.note(job, told)
         name = self.journal.under_way[job.number].name

@@ -82,7 +82,7 @@ class Slot:
             if outcome.unconfirmed:
                 self._owed = asyncio.ensure_future(worker.receipt(outcome))
             if outcome.ending is Ending.NOT_BEGUN:
-                raise NotBegun
+                raise NotBegun(outcome.traffic)
             return outcome
         except NotBegun:
             raise

@@ -52,7 +52,7 @@ class StatusFile:
             else:
                 return None
         try:
-            text, mode = _read_ours(path)
+            text, mode = read_ours(path)
             content = json.loads(text)
         except OSError as error:
             raise StartupError(f"status file {path} cannot be read: {error.strerror}") from None
@@ -112,7 +112,7 @@ class StatusFile:
             ) from None
 
 
-def _read_ours(path: Path) -> tuple[bytes, int]:
+def read_ours(path: Path) -> tuple[bytes, int]:
     """Return content and mode of a file that is ours, or of the administrator.
 
     What the file says decides where results go. In a directory that others can write to, such as

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Final, NamedTuple
 
 from seamless_jobserver import http1
-from seamless_jobserver.errors import InvalidChecksum, InvalidQuery
+from seamless_jobserver.errors import InvalidChecksum, InvalidQuery, RequestError
 from seamless_jobserver.server.bridge import Bridge
 from seamless_jobserver.server.joboutput import KEPT, Piece
 from seamless_jobserver.server.journal import Ended, Entry
@@ -59,21 +59,20 @@ class Watching:
         self._page = _read_page()
 
     def answer(self, head: http1.RequestHead) -> Response | None:
-        """Return the answer to a request, or None when it is not for a route of these.
-
-        Raises a `RequestError`.
-        """
+        """Return the answer to a request, or None when it is not for a route of these."""
         with self._overview.watched():
             try:
                 response = self._answer(head)
-            except (OSError, concurrent.futures.TimeoutError) as error:
+            except RequestError as error:
+                response = text_response(error.status, str(error))
+            except OSError as error:
                 what = f"{type(error).__name__}: {error}"
                 _log.warning("somebody who watches cannot be told: %s", what)
                 response = text_response(503, f"503: this cannot be told at the moment: {what}")
         if response is None:
             return None
         if head.method not in ("GET", "HEAD"):
-            return text_response(405, "405: Method Not Allowed", Allow="GET, HEAD")
+            response = text_response(405, "405: Method Not Allowed", Allow="GET, HEAD")
         fields = {**_FIELDS, **response.fields}
         return dataclasses.replace(response, fields=fields, watching=True)
 
@@ -156,6 +155,9 @@ class Watching:
                         if file is not None:
                             file.close()
                         file, path = opened, run.output
+                if run is not None and run.within is not None and not over:
+                    yield _note_before(run, 0)
+                    return  # it has no output of its own
                 if file is not None:
                     if os.fstat(file.fileno()).st_size - file.tell() > KEPT:
                         file.seek(-KEPT, os.SEEK_END)

@@ -21,6 +21,7 @@ from seamless_jobserver.messages import (
     Outcome,
     RunRequest,
     StoreCheck,
+    Traffic,
     WorkerProgram,
     WorkerSettings,
 )
@@ -56,7 +57,14 @@ class WorkerLost(Exception):
 
 
 class NotBegun(Exception):
-    """The worker has handed the job back, and can take none until its last result is confirmed."""
+    """The worker has handed the job back, and can take none until its last result is confirmed.
+
+    `traffic` is what it has moved meanwhile, and keeps for the job's next attempt, if it can.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__("the store has not taken the result of the job before")
+        self.traffic = traffic
 
 
 class WorkerStartFailed(Exception):

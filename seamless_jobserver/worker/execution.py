@@ -112,12 +112,12 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
             ending, message = _explain(error, request, began=began)
             failed = Outcome(ending, message=message, runtime=measurement.finish())
-            if ending is Ending.NOT_BEGUN:
-                meter.take_back()
             return Ended(lambda: failed)
         finally:
             if began:
                 enter(Phase.PUTTING_BACK)
+            else:
+                meter.take_back()
             give_way()
             end_loops()
             give_way()

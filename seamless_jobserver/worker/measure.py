@@ -39,6 +39,7 @@ class Meter:
     def __init__(self, storing_seconds: Callable[[], float] = lambda: 0.0) -> None:
         """`storing_seconds` returns what storing results has taken of a processor so far."""
         self._executions = 0
+        self._counting = threading.Lock()
         self._storing_seconds = storing_seconds
         self._process = {
             "hostname": socket.gethostname(),
@@ -56,21 +57,25 @@ class Meter:
 
         `kept` returns how many bytes are kept from earlier jobs, which may become fewer.
         """
-        self._executions += 1
-        facts = {**self._process, "worker_execution_index": self._executions}
+        facts = {**self._process, "worker_execution_index": self._count(1)}
         gpu = start_gpu_memory_sampler() if self._has_gpu_library else None
         self._memory.start(kept)
         stop_gpu = partial(stop_gpu_memory_sampler, gpu)
         return Measurement(facts, self._memory, stop_gpu, self._storing_seconds)
 
     def take_back(self) -> None:
-        """Do not count the job that was started last: it has not begun."""
-        self._executions -= 1
+        """Do not count the job that was started last: its code has not begun."""
+        self._count(-1)
+
+    def _count(self, more: int) -> int:
+        with self._counting:
+            self._executions += more
+            return self._executions
 
     @contextmanager
     def measure_thread(self) -> "Iterator[ThreadMeasurement]":
         """Measure what this thread does in the block, for a run inside the present job."""
-        facts = {**self._process, "worker_execution_index": self._executions, "retry_count": 0}
+        facts = {**self._process, "worker_execution_index": self._count(1), "retry_count": 0}
         measurement = ThreadMeasurement(facts, self._account, self._memory)
         with self._account.open(measurement):
             yield measurement

@@ -25,6 +25,7 @@ a deep result, as soon as they are made; storing them keeps that promise before 
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
@@ -54,8 +55,6 @@ _LONGEST_PAUSE: Final = 10.0
 """Seconds between attempts at a store that is away, or that somebody else is sending to."""
 _LONGEST_TRANSFER: Final = 24 * 3600.0
 """Seconds for an input to come, as long as more and more of it does."""
-_NOTICE: Final = 0.5
-"""Seconds of fetching after which a job counts as waiting for input."""
 _ATTEMPT: Final = 60.0
 _SLOWEST: Final = 2**20
 """Seconds, and bytes a second, that bound one attempt to send a buffer to a store that hangs."""
@@ -109,7 +108,7 @@ class Staging:
         self._store_timeout = store_timeout
         self._stored = ReadFolders([] if folder is None else [folder])
         self._nearby = Nearby(cache_size)
-        # Threads of nested transformations count too; a count that is off by one does no harm.
+        self._traffic_lock = threading.Lock()  # threads of nested jobs and of receipts count too
         self._traffic = Traffic()
         self._inward = Lane("jobserver-staging")
         self._outward = Lane("jobserver-storing")
@@ -124,10 +123,9 @@ class Staging:
         """Fetch all buffers of `needs` and return them; hold the list while the job runs.
 
         The leaves of a ``folder`` come along, as the job gets their contents. `timeout` is the
-        input timeout, in seconds; `waiting` is called when it takes longer than a moment, and
-        `settle`, which may raise `StoreBusy`, when it takes longer than the store may need to
-        confirm what it was sent before. Raises `InputMissing`, `InputUndelivered` or
-        `StoreUnavailable`.
+        input timeout, in seconds. When it takes longer than the store may need to confirm what it
+        was sent before, `settle` is called, which may raise `StoreBusy`, and then `waiting`. Raises
+        `InputMissing`, `InputUndelivered` or `StoreUnavailable`.
         """
         wanted = list(needs)
         # Held until the loop has found them in Seamless's weak cache.
@@ -135,13 +133,16 @@ class Staging:
         if complete:
             self._count(Traffic(cache_hits=len(near)))
             return near
-        under_way = self._inward.begin(_fetch_all(wanted, timeout, waiting))
+        if timeout <= 2 * PATIENCE:
+            settle()  # or most of it would pass while the store has something else to do
+        under_way = self._inward.begin(_fetch_all(wanted, timeout))
         if not under_way.ends_within(PATIENCE):
             try:
                 settle()
             except StoreBusy:
                 under_way.cut_off()
                 raise
+            waiting()
         fetched = _ended(under_way)
         self._nearby.keep(fetched)
         staged = sum(map(len, fetched)) - sum(map(len, near))
@@ -188,11 +189,13 @@ class Staging:
 
     def take_traffic(self) -> Traffic:
         """Return what was moved since the last call of this."""
-        traffic, self._traffic = self._traffic, Traffic()
+        with self._traffic_lock:
+            traffic, self._traffic = self._traffic, Traffic()
         return traffic
 
     def _count(self, more: Traffic) -> None:
-        self._traffic = Traffic(*map(sum, zip(self._traffic, more, strict=True)))
+        with self._traffic_lock:
+            self._traffic = Traffic(*map(sum, zip(self._traffic, more, strict=True)))
 
     def forget(self, buffers: list[seamless.Buffer]) -> None:
         """Do not keep `buffers` for other jobs: their content may not be what it was."""
@@ -235,25 +238,19 @@ def _ended(under_way: Transfer[Result]) -> Result:
         raise StoreUnavailable(f"{error}\n") from error
 
 
-async def _fetch_all(
-    needs: list[Need], timeout: float, waiting: Callable[[], None]
-) -> list[seamless.Buffer]:
-    notice = asyncio.get_running_loop().call_later(_NOTICE, waiting)
-    try:
-        found = await _fetch_each(needs, timeout)
-        missing = [need for need in needs if found[need.checksum] is None]
-        if all(need.optional for need in missing):
-            parts = [
-                Need(need.name, "bytes", leaf, need.optional)
-                for need in needs
-                if need.celltype == "folder" and (buffer := found[need.checksum]) is not None
-                for leaf in set(leaves(buffer.get_value("plain"))) - found.keys()
-            ]
-            contents = await _fetch_each(parts, timeout)
-            missing += [part for part in parts if contents[part.checksum] is None]
-            found.update(contents)
-    finally:
-        notice.cancel()
+async def _fetch_all(needs: list[Need], timeout: float) -> list[seamless.Buffer]:
+    found = await _fetch_each(needs, timeout)
+    missing = [need for need in needs if found[need.checksum] is None]
+    if all(need.optional for need in missing):
+        parts = [
+            Need(need.name, "bytes", leaf, need.optional)
+            for need in needs
+            if need.celltype == "folder" and (buffer := found[need.checksum]) is not None
+            for leaf in set(leaves(buffer.get_value("plain"))) - found.keys()
+        ]
+        contents = await _fetch_each(parts, timeout)
+        missing += [part for part in parts if contents[part.checksum] is None]
+        found.update(contents)
     required = [need for need in missing if not need.optional]
     if required:
         raise InputMissing(required)

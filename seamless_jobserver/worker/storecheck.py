@@ -16,7 +16,7 @@ _INPUT: Final = b'"jobserver check"\n'
 
 
 def check(staging: Staging) -> StoreCheck:
-    """Put a trivial job's buffers into the store, read one back, ask the database. Never raises."""
+    """Put a trivial job's buffers into the store, read them, ask the database. Never raises."""
     code, word = seamless.Buffer(_CODE), seamless.Buffer(_INPUT)
     trial: dict[str, Any] = {
         "__language__": "python",
@@ -46,9 +46,11 @@ async def _use_hashserver(buffers: list[seamless.Buffer]) -> str | None:
         return NO_STORE.strip()
     for buffer in buffers:
         await buffer_remote.write_buffer(buffer.get_checksum(), buffer)
-    checksum = buffers[0].get_checksum()
-    (known,) = await buffer_remote.get_buffer_lengths([checksum])
-    return None if known else "it took a buffer, and does not know it. Is its directory writable?"
+    for buffer in buffers:
+        found = await buffer_remote.get_buffer(buffer.get_checksum())
+        if found is None or found.content != buffer.content:
+            return "it took a buffer, and does not give it back. Is its directory writable?"
+    return None
 
 
 async def _ask_database(buffer: seamless.Buffer) -> str | None:

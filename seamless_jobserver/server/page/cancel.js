@@ -30,6 +30,7 @@ export class CancelControl {
   /** Offer to cancel `job` while that is possible, in the words that fit `server`. */
   update(job, server) {
     const hadFocus = this._controls.contains(document.activeElement);
+    if (job.number !== this._number) this._begin(job.number);
     this._controls.hidden = !isActive(job) || job.hosted;
     whenChanged(this._hosted, isActive(job) && job.hosted && job.within, (within) =>
       within ? insteadOfCancel(within) : [],
@@ -40,6 +41,14 @@ export class CancelControl {
         setText(this._answer, "It has ended: there is nothing to cancel any more.");
       this._answer.focus();
     }
+  }
+
+  /** Forget what was asked and answered of an earlier run. */
+  _begin(number) {
+    this._number = number;
+    this._question.hidden = true;
+    this._ask.hidden = false;
+    setText(this._answer, "");
   }
 
   _show(isAsking) {

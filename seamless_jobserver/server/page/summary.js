@@ -168,8 +168,10 @@ function show(element, parts) {
 /** Show where the server listens, who may use it, and how it is set up. */
 export function showServer(element, model) {
   const { server, time } = model.status;
-  const rule = idleRule(server, time);
-  whenChanged(element, [{ ...server, idle_left: null }, rule], () =>
+  // By itself: it changes whenever use begins or ends, and what has the focus is to stay.
+  const rule = (element._rule ||= make("span", {}));
+  setText(rule, idleRule(server, time));
+  whenChanged(element, { ...server, idle_left: null }, () =>
     terms([
       ["Listens on", make("code", {}, server.listening), ANYWHERE.has(address(server).host) ? ", every address" : ""],
       ["Open it on its machine", copyable(localUrl(server), "the address")],
