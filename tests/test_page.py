@@ -413,7 +413,7 @@ class Overview(Page):
             self.overview(page)
             facts = page.inner_text("#server")
             port = self.server.port
-            self.assertIn(f"http://localhost:{port}/", facts)
+            self.assertIn(f"http://127.0.0.1:{port}/", facts)
             self.assertIn(f"ssh -N -L {port}:127.0.0.1:{port} ", facts)
             for name in ("seamless-core", "seamless-transformer", "seamless-remote"):
                 self.assertRegex(facts, rf"{name} \d")
@@ -429,7 +429,7 @@ class Overview(Page):
             page.reload()
             self.overview(page)
             self.assertNotIn("0.0.0.0", page.inner_text(".bar"))
-            self.assertIn("http://localhost:5533/", page.inner_text("#server"))
+            self.assertIn("http://127.0.0.1:5533/", page.inner_text("#server"))
             self.assertIn("ssh -N -L 5533:127.0.0.1:5533 ", page.inner_text("#server"))
 
 

@@ -24,12 +24,12 @@ import unittest
 from unittest import mock
 
 from seamless_jobserver import peer
-from seamless_jobserver.server import connection, places
+from seamless_jobserver.server import connection, loopback, places
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing, make_tls
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
-from tests.stack import PATIENCE, temporary_directory, wait_until
+from tests.stack import PATIENCE, free_port, temporary_directory, wait_until
 from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic, head, make_certificate
 from tests.test_running import OnAStore
 from tests.test_sharing_a_process import THREE_LEVELS
@@ -208,6 +208,55 @@ class WorkersOfOurs(OnAStore):
         with contextlib.closing(made):
             made.request("GET", "/metrics", headers=headers)
             return made.getresponse().read().decode()
+
+
+class Localhost(OnAStore):
+    """A browser that is given that name tries two addresses, of which one is not listened at."""
+
+    shares_store = True
+
+    def take(self, port):
+        other = socket.socket(socket.AF_INET6)
+        self.addCleanup(other.close)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("::1", port))
+        other.listen()
+
+    def ask(self, server):
+        return server.request("GET", "/", Host=f"localhost:{server.port}", Accept_Language="en")
+
+    def test_nobody_else_gets_the_other_address_while_the_server_is_there(self):
+        server = self.start()
+        with self.assertRaises(OSError) as caught:
+            self.take(server.port)
+        self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(("::1", server.port), PATIENCE)
+        self.assertEqual(self.ask(server).status, 200)
+        server.stop()
+        self.take(server.port)
+
+    def test_where_somebody_has_it_browsers_are_not_answered_by_that_name(self):
+        port = free_port()
+        self.take(port)
+        server = self.start("--port", str(port))
+        self.assertEqual(self.ask(server).status, 403)
+        own = server.request("GET", "/", Host=f"127.0.0.1:{port}", Accept_Language="en")
+        self.assertEqual(own.status, 200)
+        self.assertIn("not at localhost", server.log)
+
+    def test_there_is_nothing_to_hold_where_neither_or_both_are_listened_at(self):
+        for address, holds in (
+            ("127.0.0.1", True),
+            ("0.0.0.0", True),
+            ("::", False),
+            ("10.0.0.1", False),
+        ):
+            with self.subTest(address):
+                held = loopback.hold_other(address, free_port())
+                self.assertEqual(held is not None, holds)
+                if held is not None:
+                    held.close()
 
 
 class SharedDirectory(OnAStore):

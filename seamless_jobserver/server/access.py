@@ -228,6 +228,10 @@ class Gate:
                 "--access any.",
             )
 
+    def disown(self, name: str) -> None:
+        """Count `name` no longer among the names that a browser may know this server by."""
+        self._hosts.discard(name)
+
     def _check_browser(self, head: http1.RequestHead) -> None:
         """Refuse what a browser sends for a page that is not ours (Fetch Metadata, RFC 6454)."""
         fields = head.fields

@@ -50,6 +50,7 @@ from seamless_jobserver.server.guardian import Guardian
 from seamless_jobserver.server.http import JobHTTPServer, allow_connections
 from seamless_jobserver.server.idle import Activity, IdleTimer
 from seamless_jobserver.server.joboutput import JobOutput
+from seamless_jobserver.server.loopback import hold_other
 from seamless_jobserver.server.overview import Overview, ServerFacts
 from seamless_jobserver.server.routes import Routes
 from seamless_jobserver.server.service import ABANDONED_AFTER, FAILURE_MEMORY, Policy, Service
@@ -200,6 +201,7 @@ def _serve(
         tls = make_tls(settings.certfile, settings.keyfile)
         http = _listen(settings, routes.answer, activity, gate, tls)
         stack.callback(http.server_close)
+        _guard_localhost(settings.address[1], http.port, gate, stack)
         stack.callback(http.stop_accepting)
         facts = _describe(settings, gate, http, record)
         overview = Overview(facts, service, bridge, http, activity)
@@ -281,6 +283,23 @@ def _await_end(
                 return interrupts.get(timeout=_AGAIN)
         finally:
             timer.close()
+
+
+def _guard_localhost(address: str, port: int, gate: Gate, stack: ExitStack) -> None:
+    """Keep the other address of ``localhost`` from others, or else do not answer to that name."""
+    try:
+        held = hold_other(address, port)
+    except OSError:
+        gate.disown("localhost")
+        _log.warning(
+            "another program has port %d of the other address of localhost: browsers are answered "
+            "at %s only, not at localhost, of which either of the two could have the page",
+            port,
+            "[::1]" if ":" in address else "127.0.0.1",
+        )
+    else:
+        if held is not None:
+            stack.callback(held.close)
 
 
 def _access_rules(settings: Settings) -> AccessRules:

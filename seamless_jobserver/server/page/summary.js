@@ -192,6 +192,10 @@ export function showServer(element, model) {
   );
 }
 
+function isLocal(host) {
+  return ANYWHERE.has(host) || Object.values(ON_ITSELF).includes(host) || host === "localhost";
+}
+
 /** The host and the port of "HOST:PORT". */
 function address({ listening }) {
   const colon = listening.lastIndexOf(":");
@@ -200,8 +204,9 @@ function address({ listening }) {
 
 function localUrl(server) {
   const { host, port } = address(server);
-  const isLocal = ANYWHERE.has(host) || host === "127.0.0.1" || host === "[::1]" || host === "localhost";
-  return `${location.protocol}//${isLocal ? "localhost" : host}:${port}/`;
+  // A certificate is for a name. Without one no name: it may stand for two addresses.
+  if (location.protocol === "https:") return `https://${isLocal(host) ? "localhost" : host}:${port}/`;
+  return `http://${ON_ITSELF[host] ?? host}:${port}/`;
 }
 
 function tunnel(server) {
