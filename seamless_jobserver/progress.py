@@ -18,7 +18,7 @@ class Phase(enum.IntEnum):
     HANDED_OVER = 0
     FETCHING = 1
     WAITING_FOR_INPUT = 2
-    """An input has been promised and is not there yet, or the store is away."""
+    """Inputs take their time: one is promised, or large, or the store is away."""
     RUNNING = 3
     """The job's own code may have begun: from here on a job is never run a second time."""
     STORING = 4

@@ -2,7 +2,7 @@
 
 A worker runs one job at a time, so the difference between two readings of the process's clocks is
 the job's. Left out is what the thread that stores results has used, which may still be at work for
-the job before, and the time for which a job waits for that. Peak memory is not a difference:
+the job before, and the time for which a job waits for that alone. Peak memory is not a difference:
 `memorypeak` says how it is found.
 
 A nested transformation that runs inside the process of its job, in a thread of its own, is measured
