@@ -91,7 +91,8 @@ class Ending(enum.Enum):
     """The worker process died under the job."""
     CANCELED = "canceled"
     LOST = "lost"
-    """The server ended, or could not start a worker, before the job did."""
+    """It was given up without a fault of its own: the server ended, all its callers had gone, no
+    worker could be had or two were lost before its code began, or the server made a mistake."""
     NOT_BEGUN = "not begun"
     """Handed back: its worker's store has not taken the result of the job before yet."""
 

@@ -85,7 +85,7 @@ class Receipts:
         return owed
 
     def close(self, message: str) -> None:
-        """Take what has come; what has not ends as crashed, with `message`. Ask for no more."""
+        """Take what has come. The rest, and what is asked for later, crashed with `message`."""
         if self._pipe is None:
             return
         if self._loop is not None:

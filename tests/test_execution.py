@@ -201,7 +201,23 @@ class SideBySide(unittest.TestCase):
                 found = list(threads.map(lambda _, work=work: work(), range(2)))
                 self.assertEqual(found, 2 * [{"most": 1}])
                 self.assertTrue(entered.broken)
+        record.hook_in()
         self.assertEqual(seamless_run.call_compiled_transform.__module__, record.__name__)
+
+    def test_a_seamless_that_lacks_what_is_looked_over_the_shoulder_is_left_alone(self):
+        for module, name, _ in record._HOOKS:
+            with self.subTest(name):
+                kept = getattr(module, name)
+                delattr(module, name)
+                try:
+                    record.hook_in()
+                    self.assertFalse(hasattr(module, name))
+                finally:
+                    setattr(module, name, kept)
+        record.hook_in()
+        hooked = [getattr(module, name) for module, name, _ in record._HOOKS]
+        record.hook_in()
+        self.assertEqual([getattr(module, name) for module, name, _ in record._HOOKS], hooked)
 
     def test_the_probes_of_a_job_are_not_asked_for_a_second_time(self):
         asked = []

@@ -50,6 +50,8 @@ def f(nonce):
         "start method": multiprocessing.get_start_method(allow_none=True),
         "digits": getattr(sys, "get_int_max_str_digits", int)(),
         "captured warnings": logging._warnings_showwarning is None,
+        "log records": [logging.getLogRecordFactory().__name__, logging.getLoggerClass().__name__,
+                        logging.raiseExceptions, logging.lastResort is None],
         "collector's callbacks": len(gc.callbacks),
         "stack size": threading.stack_size(),
         "tracing of threads": threading._trace_hook is None,
@@ -91,6 +93,8 @@ MEDDLING = {
     "start method": "import multiprocessing; multiprocessing.set_start_method('spawn')",
     "digits": "getattr(sys, 'set_int_max_str_digits', int)(1000)",
     "captured warnings": "logging.captureWarnings(True)",
+    "log records": "logging.setLogRecordFactory(print); logging.raiseExceptions = False; "
+    "logging.setLoggerClass(type('Mine', (logging.Logger,), {})); logging.lastResort = None",
     "collector's callbacks": "gc.callbacks.append(lambda *a: None)",
     "stack size": "threading.stack_size(2**20)",
     "tracing of threads": "threading.settrace(lambda *a: None)",

@@ -1,8 +1,9 @@
 """One attempt at a job: its run in the slot that is reserved for it, and what is done meanwhile.
 
 While the worker runs it, what it prints is kept within bounds, what it waits for is mentioned, and
-the worker is condemned when the job takes longer than it may. All of that ends with the run: what
-comes after it, such as storing a result, is not the job's.
+the worker is condemned when the job takes longer than it may. All of that ends with the run. A
+small result is stored after it (`receipts`), a larger one within it, for which a job whose time is
+over is given more.
 """
 
 import asyncio

@@ -98,7 +98,11 @@ class Terms:
 
 
 class Connection:
-    """One connection that the gate has let in. All but `take_place` is called by its own thread."""
+    """One connection that the gate has let in, served by a thread of its own.
+
+    The acceptor calls `take_place`, and `leave_place` when no thread can be had for it; whoever
+    cuts it off shuts its `socket` down.
+    """
 
     def __init__(self, connection: socket.socket, terms: Terms, standing: Standing) -> None:
         self.socket = connection
@@ -128,7 +132,10 @@ class Connection:
         self._room.give_back(self)
 
     def serve(self, answer: Answerer, activity: Activity) -> None:
-        """Serve requests until either side has had enough. Raises OSError or `ClientGone`."""
+        """Serve requests until either side has had enough.
+
+        Raises OSError or `ClientGone`, and `Unanswered` in the middle of an answer.
+        """
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._terms.tls is not None:
             self._secure(self._terms.tls)

@@ -37,7 +37,7 @@ class _Refused:
 
 
 class Doorstep:
-    """Where they stand. Only the thread that accepts may call it."""
+    """Where they stand. The acceptor calls it, or others while that is parked."""
 
     def __init__(self) -> None:
         self._here: dict[int, _Refused] = {}  # by descriptor; the oldest first

@@ -104,6 +104,7 @@ class _Worker:
         from seamless_jobserver.worker.memory import settle
         from seamless_jobserver.worker.nested import take_over
         from seamless_jobserver.worker.readfolders import store_folder
+        from seamless_jobserver.worker.record import hook_in
         from seamless_jobserver.worker.safekeeping import Safekeeping
         from seamless_jobserver.worker.staging import Staging
 
@@ -121,6 +122,7 @@ class _Worker:
         self._meter = Meter(lambda: self._staging.storing_seconds)
         take_over(settings, self._execution.run_and_store, self._meter)
         show_errors()
+        hook_in()
         settle()
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 

@@ -223,7 +223,7 @@ class Execution:
 
         if request.scratch:
             return self._begin_to_store_itself(complete(), itself)
-        # Last: nothing may come between the beginning of it and the wait for its end.
+        # Last: what it returns has to be called, so that nothing which may fail comes after it.
         return self._begin_to_store(request, outcome, complete, itself)
 
     def _begin_to_store_itself(self, outcome: Outcome, itself: Buffer | None) -> Ended:

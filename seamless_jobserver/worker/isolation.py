@@ -111,6 +111,9 @@ class Surroundings:
         self.limits = Limits(open_files)
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._logging = logging.raiseExceptions, logging.lastResort
+        self._log_factory = logging.getLogRecordFactory()
+        self._logger_class = logging.getLoggerClass()
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
         self._descriptors = len(os.listdir("/proc/self/fd"))
@@ -130,6 +133,7 @@ class Surroundings:
                 self._restore_signals,
                 self._restore_interpreter,
                 self._restore_libraries,
+                self._restore_locale,
                 self._restore_logging,
                 self._check_children,
                 self._check_threads,
@@ -212,11 +216,6 @@ class Surroundings:
             if _HAS_POLICIES:
                 asyncio.set_event_loop_policy(self._policy)
             asyncio.set_event_loop(None)
-        try:
-            if locale.setlocale(locale.LC_ALL) != self._locale:
-                locale.setlocale(locale.LC_ALL, self._locale)
-        except locale.Error as error:
-            return f"the locale {self._locale} cannot be put back: {error}"
         random.seed()
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
@@ -228,6 +227,14 @@ class Surroundings:
                 sys.modules["matplotlib"].rc_file_defaults()
             except Exception as error:  # noqa: BLE001 - a job may have made anything of it
                 return f"matplotlib cannot be put back: {type(error).__name__}: {error}"
+        return None
+
+    def _restore_locale(self) -> str | None:
+        try:
+            if locale.setlocale(locale.LC_ALL) != self._locale:
+                locale.setlocale(locale.LC_ALL, self._locale)
+        except locale.Error as error:
+            return f"the locale {self._locale} cannot be put back: {error}"
         return None
 
     def _keep_of_libraries(self, name: str) -> None:
@@ -248,6 +255,9 @@ class Surroundings:
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
         logging.captureWarnings(False)
+        logging.setLogRecordFactory(self._log_factory)
+        logging.setLoggerClass(self._logger_class)
+        logging.raiseExceptions, logging.lastResort = self._logging
         warnings.showwarning = self._show_warning
         for name, logger in _all_loggers():
             state = self._loggers.get(name, _NEW_LOGGER)

@@ -2,8 +2,8 @@
 
 A job may have so many files open. The process itself may have some more, so that the end of a job
 that has used up its own can be dealt with; where the system allows no more, it is the job that has
-less. What a job has lowered is put back as soon as its code has ended, before anything else:
-storing its result needs files, and is not to be slow for the job's sake.
+less. What a job has lowered is put back as soon as its code has ended, before all that needs files,
+such as storing its result, which is not to be slow for the job's sake either.
 """
 
 import os

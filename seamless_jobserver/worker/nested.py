@@ -249,7 +249,7 @@ class _NestedClient(JobserverClient):  # type: ignore[misc]
         return payload
 
     async def _ask(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the server's answer, or None when the server is not there any more.
+        """Return the server's answer, or None when it cannot be asked, and the job runs here.
 
         The answer is that of a run in another slot, or ``{"host": NUMBER}``.
         """

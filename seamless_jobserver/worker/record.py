@@ -2,8 +2,9 @@
 
 The client assembles and stores the record (protocol.md); the worker contributes what only the
 process that ran the job can know: which probes of this machine and environment the run refers to,
-and whether the process was as those probes describe it. All of it is Seamless's own work, done
-through its public functions. A record probe is the run that makes such a probe, and has none.
+and whether the process was as those probes describe it. All of it is Seamless's own work; we ask
+its public functions, and look over the shoulder of some others (`hook_in`). A record probe is the
+run that makes such a probe, and has none.
 """
 
 import asyncio
@@ -126,11 +127,25 @@ _digests: ContextVar[list[str] | None] = ContextVar("compiled modules", default=
 # two threads of nested jobs that ran it would calculate with each other's.
 _running: Final = threading.RLock()
 _known: ContextVar[list[RunRequest] | None] = ContextVar("known probes", default=None)
-compiler.get_compiled_module_info = _noting_digests(compiler.get_compiled_module_info)
-run.call_compiled_transform = _one_at_a_time(run.call_compiled_transform)
-run.ensure_record_bucket_preconditions_sync = _unless_known(
-    run.ensure_record_bucket_preconditions_sync
+_HOOKS: Final[tuple[tuple[Any, str, Callable[[Any], Any]], ...]] = (
+    (compiler, "get_compiled_module_info", _noting_digests),
+    (run, "call_compiled_transform", _one_at_a_time),
+    (run, "ensure_record_bucket_preconditions_sync", _unless_known),
 )
+"""Functions of Seamless's own, and what they are wrapped in."""
+
+
+def hook_in() -> None:
+    """Have Seamless call us where it builds a module, calls compiled code, and looks for probes.
+
+    Private, hence the guard: what a later Seamless does not have any more is left alone. Then
+    compiled jobs have no digest and no compilation time, nested ones may run at the same time, and
+    probes are asked for twice.
+    """
+    for module, name, wrap in _HOOKS:
+        function = getattr(module, name, None)
+        if function is not None and getattr(function, "__module__", None) != __name__:
+            setattr(module, name, wrap(function))
 
 
 def answer_fields(
