@@ -258,10 +258,15 @@ def _host_of_command(command: Any) -> str | None:
 def is_ours(connection: socket.socket) -> bool:
     """Whether a connection is not with another user of this machine, nor with one it cannot tell.
 
-    A server that has ended can be followed at its port by anybody.
+    A server that has ended can be followed at its port by anybody. Raises `TooSlow` when it does
+    not accept the connection.
     """
-    if not peer.is_local(peer.Endpoint.of(connection.getpeername()).address):
-        return True
+    other = peer.Endpoint.of(connection.getpeername())
+    try:
+        if not peer.is_local(other.address, other.scope):
+            return True
+    except peer.Unknown:
+        return False
     deadline = time.monotonic() + _ACCEPT_LIMIT
     pause = threading.Event()  # never set: it is waited for, with a limit
     while True:
@@ -270,7 +275,10 @@ def is_ours(connection: socket.socket) -> bool:
         except (peer.Unknown, OSError):
             # Most likely it has not been accepted yet, and has no owner so far.
             if time.monotonic() > deadline:
-                return False
+                raise TooSlow(
+                    f"what listens at port {other.port} does not accept the connection, or the "
+                    "kernel does not tell whose it is: it is not given the password. Is it busy?"
+                ) from None
         pause.wait(_ACCEPT_LOOK)
 
 

@@ -109,6 +109,8 @@ def _path(text: str) -> Path:
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{text!r}: whose home is that? Write out the whole path") from None
+    except OSError as error:
+        raise ValueError(f"{text!r}: the working directory is gone: {error.strerror}") from None
 
 
 def _size_or_zero(text: str) -> int:

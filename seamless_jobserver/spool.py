@@ -44,7 +44,7 @@ def spool_directory() -> Path | None:
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME")
     try:
-        base = Path(state) if state else Path.home() / ".local" / "state"
+        base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
     except RuntimeError:
         return None
     return base / "seamless-jobserver" / "spool"

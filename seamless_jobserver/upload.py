@@ -99,9 +99,9 @@ def _upload(path: Path, store: str | None, database: str | None) -> str:
     for url in stores:
         for checksum in manifest["buffers"]:
             _put_buffer(url, checksum, path / checksum)
-    if manifest.get("record"):
+    if manifest.get("record_mode"):
         # Its record is made by the client that asks for it, which would not ask any more.
-        return "its buffers are uploaded. Run the workflow again, which finds it and records it"
+        return "its buffers are uploaded. Run the workflow again, so that it is recorded too"
     for url in [database] if database else manifest["databases"]:
         fields = {
             "type": "transformation",

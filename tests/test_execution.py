@@ -86,6 +86,16 @@ class Played(unittest.TestCase):
             lambda: self.events.append("mend"),
         )
 
+    def test_only_what_has_run_counts(self):
+        self.run_it().wait()
+        self.meter.take_back.assert_not_called()
+        self.staging.fetch.side_effect = staging.InputMissing([])
+        self.run_it().wait()
+        self.meter.take_back.assert_called_once()
+        self.safekeeping.find.return_value = mock.Mock()
+        self.run_it().wait()
+        self.assertEqual(self.meter.take_back.call_count, 2)
+
 
 class Order(Played):
     def test_what_the_code_has_changed_is_mended_before_anything_is_measured_or_stored(self):
@@ -272,20 +282,26 @@ class Patience(unittest.TestCase):
     def test_inputs_are_given_up_when_the_store_has_not_taken_the_result_before_by_then(self):
         given_up = threading.Event()
 
+        asked = threading.Event()
+
         async def never(_checksum):
+            asked.set()
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 given_up.set()
 
-        settle = mock.Mock(side_effect=StoreBusy)
+        def settle():
+            asked.wait(PATIENCE)
+            raise StoreBusy
+
         with (
             mock.patch.object(buffer_remote, "get_buffer", never),
             mock.patch.object(staging, "PATIENCE", 0.05),
             self.assertRaises(StoreBusy),
         ):
             wanted = iter([Need("a", "bytes", "ab" * 32)])
-            staging.Staging(1.0, 0).fetch(wanted, 60.0, lambda: None, settle)
+            staging.Staging(1.0, 0).fetch(wanted, 10 * PATIENCE, lambda: None, settle)
         self.assertTrue(given_up.wait(PATIENCE))
 
 

@@ -1285,8 +1285,14 @@ class Shutdown(Faults):
         for request in (running, queued):
             self.assertIn(f"job {request['tf_checksum'][:12]}: lost", server.log)
 
-    def test_a_running_job_may_end_within_the_grace(self):
-        server = self.start("--grace", "50")
+    def test_a_running_job_may_end_within_the_grace_and_nobody_gets_the_port_before(self):
+        self.check_grace()
+
+    def test_nor_one_that_was_not_chosen_by_number(self):
+        self.check_grace("--port", "0")
+
+    def check_grace(self, *flags):
+        server = self.start("--grace", "50", *flags)
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, self.gated())
             self.await_run()

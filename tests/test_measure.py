@@ -38,6 +38,21 @@ class Measured(unittest.TestCase):
         return runtime["cpu_user_seconds"] + runtime["cpu_system_seconds"]
 
 
+class Counting(Measured):
+    def test_each_that_began_has_an_index_of_its_own(self):
+        meter = Meter()
+        self.assertEqual(self.index(meter.start(lambda: 0)), 1)
+        for expected in (2, 3):
+            with meter.measure_thread() as inside:
+                self.assertEqual(self.index(inside), expected)
+        meter.start(lambda: 0).finish()
+        meter.take_back()
+        self.assertEqual(self.index(meter.start(lambda: 0)), 4)
+
+    def index(self, measurement):
+        return measurement.finish()["worker_execution_index"]
+
+
 class Threads(Measured):
     def test_children_count_for_the_one_that_runs_alone(self):
         with self.meter.measure_thread() as measurement:

@@ -691,7 +691,10 @@ class Nested(ServiceCase):
         slot.end.set_exception(NotBegun(Traffic(staged=7)))
         await self.settle()
         self.assertEqual(self.service.journal.traffic.staged, 7)
-        await self.leave(job)
+        slot.settlement.set()
+        await self.settle()
+        slot.end.set_result(RESULT)
+        self.assertIs(await asyncio.wait_for(job, 20), RESULT)
 
     async def test_a_result_without_its_record_is_not_told_to_the_database(self):
         tell = mock.Mock()

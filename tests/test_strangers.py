@@ -287,6 +287,30 @@ def f(a):
         server.stop()
         self.assertFalse(os.path.exists(work))
 
+    def test_nor_because_the_path_of_modules_says_so(self):
+        mark = self.directory / "mark-of-path"
+        shared = self.directory / "on-path"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        # The server looks for it, and only the workers import it.
+        (shared / "seamless.py").write_text(f"open({str(mark)!r}, 'a').close()\n")
+        path = ":" + os.environ.get("PYTHONPATH", "")
+        server = self.start(name="on-path", env={"PYTHONPATH": path})
+        self.result(server.run(self.store.request(self.CODE, a=3)))
+        self.assertFalse(mark.exists())
+        self.assertIn(f"nothing is imported from {shared}", server.log)
+
+    def test_a_job_that_removes_its_directory_costs_nobody_else_anything(self):
+        shared = self.directory / "removed"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        server = self.start(name="removed", workers=2)
+        remove = "def f(a):\n    import os, shutil\n    shutil.rmtree(os.getcwd())\n    return a\n"
+        for a in range(2):
+            self.assertEqual(self.value(server.run(self.store.request(remove, a=a))), a)
+        for a in range(4, 7):
+            self.result(server.run(self.store.request(self.CODE, a=a)))
+
     def test_one_of_our_own_is_where_jobs_run(self):
         server = self.start(name="own")
         work = self.value(server.run(self.store.request(self.CODE, a=2)))

@@ -242,8 +242,8 @@ class Gate:
         if host is None or not self._is_ours(host):
             raise Refused(
                 "a browser, by a name that is not ours",
-                "403: This jobserver is not known by that name. Use its address, localhost, or "
-                "the name of its machine; its owner can add a name with --allow-host.",
+                "403: This jobserver is not known by that name. Use its address, such as "
+                "127.0.0.1, or the name of its machine; its owner can add one with --allow-host.",
             )
         for site in fields.all("Sec-Fetch-Site"):
             if site.strip().lower() not in _OWN_SITES:

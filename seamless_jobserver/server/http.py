@@ -12,6 +12,7 @@ a thread, a descriptor) it gives up when it is halted, and holds the connection 
 
 import contextlib
 import enum
+import errno
 import logging
 import resource
 import select
@@ -196,7 +197,15 @@ class JobHTTPServer(ThreadingHTTPServer):
             # Linux refuses callers from here on, and leaves the socket bound if its port was
             # chosen by number; else it has to be taken again.
             self.socket.shutdown(socket.SHUT_RD)
-            self.socket.bind(address)
+            try:
+                self.socket.bind(address)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                # Our own connections have it, which allow to share it.
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.socket.bind(address)
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
     def close(self, timeout: float) -> int:
         """Let the connections write what they are at for `timeout` seconds, then cut them off.

@@ -118,9 +118,19 @@ class Journal:
         entry.started, entry.slot, entry.output = self._now(), slot, output
         if job.host is None:
             self._newest_in_slot[slot] = entry
+        self._observe_start(job, entry)
+        self.jobs_of_slot[slot] += 1
+
+    def served(self, job: Job, by: Entry) -> None:
+        """A job has waited for what another, `by`, has run meanwhile inside a third."""
+        entry = self.under_way[job.number]
+        entry.started, entry.slot, entry.within = self._now(), by.slot, by.within
+        self._observe_start(job, entry)
+
+    def _observe_start(self, job: Job, entry: Entry) -> None:
+        assert entry.started is not None
         if not job.retries:
             self.queue_times.observe(max(0.0, entry.started - entry.received))
-        self.jobs_of_slot[slot] += 1
         self._waiting -= 1
         self._note()
 

@@ -243,11 +243,12 @@ def _serve(
 
 
 def _leave_shared_directory(private: str) -> None:
-    """Go to a new directory in `private`, if others can write to the present one. Raises OSError.
+    """Go to the directory `private`, if others can write to the present one. Raises OSError.
 
     multiprocessing starts workers, and processes of jobs, with ``python -c``, which looks for
     modules in the working directory first. The launcher's is ``/tmp``, where anybody could put a
-    module for it to find, and run code as this user.
+    module for it to find, and run code as this user. Each worker goes to a directory of its own, so
+    that no job takes away what others stand in.
     """
     with suppress(OSError):  # it is gone, or may not be looked at
         if spool.is_trusted(os.stat(".")):
@@ -255,10 +256,28 @@ def _leave_shared_directory(private: str) -> None:
     chosen = os.environ.get(spool.VARIABLE)
     if chosen:
         os.environ[spool.VARIABLE] = os.path.abspath(chosen)  # a relative one is meant from here
-    directory = os.path.join(private, "cwd")
-    os.mkdir(directory, 0o700)
-    os.chdir(directory)
-    _log.info("jobs run in %s: others can write to the directory it was started in", directory)
+    with suppress(OSError):
+        _forget_path(os.getcwd())
+    os.chdir(private)
+    _log.info(
+        "others can write to the directory it was started in: jobs have directories of their own, "
+        "which go away with their worker"
+    )
+
+
+def _forget_path(directory: str) -> None:
+    """Import nothing from `directory` any more, unless this package itself is there.
+
+    An empty part of PYTHONPATH means the directory that the interpreter was started in, and so does
+    ``python -m``. Workers get the same path.
+    """
+    shared = os.path.realpath(directory)
+    if shared in (os.path.realpath(parent) for parent in Path(__file__).parents):
+        return
+    kept = [one for one in sys.path if os.path.realpath(one or directory) != shared]
+    if kept != sys.path:
+        _log.warning("nothing is imported from %s: others can write there (PYTHONPATH?)", shared)
+        sys.path[:] = kept
 
 
 def _await_end(

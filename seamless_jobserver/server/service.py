@@ -33,7 +33,7 @@ from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
 from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
-from seamless_jobserver.server.journal import Journal, problem_of
+from seamless_jobserver.server.journal import Entry, Journal, problem_of
 from seamless_jobserver.server.slot import Slot, SlotState
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
@@ -156,9 +156,10 @@ class Service:
         if job is not None:
             # That it began is said only once, and may not have been heard.
             await self.start_hosted(number, "")
+            entry = self.journal.under_way[job.number]
             self._end(job, _EVENTS[outcome.ending], outcome)
             if outcome.ending is Ending.RESULT:
-                self._serve_queued(job, outcome)
+                self._serve_queued(job, entry, outcome)
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that a caller has gone without its answer, which it can therefore not record."""
@@ -303,14 +304,14 @@ class Service:
         self.journal.received(job)
         return job.number
 
-    def _serve_queued(self, hosted: Job, outcome: Outcome) -> None:
+    def _serve_queued(self, hosted: Job, entry: Entry, outcome: Outcome) -> None:
         """End those who have waited in the queue for the very thing that a hosted job has run."""
         for job in [
             one for one in self._table.active(hosted.checksum) if one.may_take_from(hosted)
         ]:
             _log.info("a job has run it for itself meanwhile", extra={"job": job.checksum})
             self._table.apply(job, Event.START)
-            self.journal.started(job, hosted.host or 0, None)
+            self.journal.served(job, entry)
             self._end(job, Event.SUCCEED, outcome)
 
     def _lose_hosted(self, host: int, verdict: str | None) -> None:

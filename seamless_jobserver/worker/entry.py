@@ -91,6 +91,11 @@ class _Worker:
             import seamless_transformer.compiler  # noqa: F401
         # The rest is imported now, so that the first job does not pay for it, and only now,
         # because all of it wants seamless-remote.
+        if os.path.samefile(".", os.path.dirname(directory)):
+            # The server has left the directory that it was started in (`lifecycle`).
+            own = os.path.join(directory, "cwd")
+            os.mkdir(own, 0o700)
+            os.chdir(own)
         import seamless.config
         import seamless_config
         from seamless_config.select import select_record

@@ -92,11 +92,12 @@ class Execution:
         """
         self._staging.begin_job()
         measurement = meter.start(lambda: self._staging.kept_from_earlier)
-        began, last = False, Phase.HANDED_OVER
+        began, ran, last = False, False, Phase.HANDED_OVER
 
         def note(phase: Phase) -> None:
-            nonlocal began, last
+            nonlocal began, ran, last
             began, last = began or phase >= Phase.RUNNING, phase
+            ran = ran or phase is Phase.RUNNING  # and not only a result that was kept delivered
             enter(phase)
 
         try:
@@ -116,7 +117,7 @@ class Execution:
         finally:
             if began:
                 enter(Phase.PUTTING_BACK)
-            else:
+            if not ran:
                 meter.take_back()
             give_way()
             end_loops()

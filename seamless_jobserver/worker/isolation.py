@@ -255,8 +255,9 @@ class Surroundings:
     def _restore_logging(self) -> str | None:
         logging.disable(logging.NOTSET)
         logging.captureWarnings(False)
+        if _is_of_library(factory := logging.getLogRecordFactory()):
+            self._log_factory = factory
         logging.setLogRecordFactory(self._log_factory)
-        logging.setLoggerClass(self._logger_class)
         logging.raiseExceptions, logging.lastResort = self._logging
         warnings.showwarning = self._show_warning
         for name, logger in _all_loggers():
@@ -269,6 +270,10 @@ class Surroundings:
                 logger.handlers[:] = state.handlers
                 logger.filters[:] = state.filters
                 logger.propagate, logger.disabled = state.propagate, state.disabled
+        if _is_of_library(kind := logging.getLoggerClass()):
+            self._logger_class = kind
+        if logging.getLoggerClass() is not self._logger_class:
+            logging.setLoggerClass(self._logger_class)  # last: it fails where `Logger` is another
         return None
 
     def _check_children(self) -> str | None:

@@ -7,11 +7,12 @@ the connections to the store stay open from job to job.
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from os import sched_yield as _yield
 from typing import Any, Final, Generic, TypeVar
 
 _AT_ONCE: Final = 16
@@ -92,7 +93,8 @@ def give_way() -> None:
     machine: it hands each request from thread to thread a dozen times, and at each it could have
     to wait for the end of this thread's time slice.
     """
-    os.sched_yield()
+    with suppress(Exception):  # a job may have put anything there, or forbidden it
+        _yield()
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:

@@ -84,6 +84,7 @@ class Safekeeping:
             "databases": self._databases,
             "runtime": outcome.runtime,
             "record": request.record and whole,
+            "record_mode": request.record,
             "extra": outcome.extra,
         }
         contents = {buffer.get_checksum().hex(): bytes(buffer.content) for buffer in buffers}

@@ -1,6 +1,7 @@
 """Whether a worker reaches its store and its database: asked by ``seamless-jobserver check``."""
 
 import asyncio
+import time
 from typing import Any, Final
 
 import seamless
@@ -12,12 +13,15 @@ from seamless_jobserver.worker.staging import NO_STORE, Staging
 _LIMIT: Final = 10.0
 """Seconds for one thing that the store is asked."""
 _CODE: Final = b"def check(word):\n    return word[::-1]\n"
-_INPUT: Final = b'"jobserver check"\n'
 
 
 def check(staging: Staging) -> StoreCheck:
     """Put a trivial job's buffers into the store, read them, ask the database. Never raises."""
-    code, word = seamless.Buffer(_CODE), seamless.Buffer(_INPUT)
+    # New each time: of what the store has, it takes nothing, whatever its disk is like.
+    code, word = (
+        seamless.Buffer(_CODE),
+        seamless.Buffer(f'"checked at {time.time_ns()}"\n'.encode()),
+    )
     trial: dict[str, Any] = {
         "__language__": "python",
         "__output__": ["result", "plain", None],
