@@ -105,7 +105,7 @@ def _network(text: str) -> Any:
 def _path(text: str) -> Path:
     path = Path(_text(text))
     try:
-        # The server may leave its working directory (`lifecycle`).
+        # The server may leave its working directory (`workingdirectory`).
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{text!r}: whose home is that? Write out the whole path") from None

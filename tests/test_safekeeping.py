@@ -107,6 +107,24 @@ class Kept(unittest.TestCase):
         ):
             self.assertEqual(upload._credentials(urllib.parse.urlsplit(url)), expected)
 
+    def test_the_database_is_not_told_of_one_that_still_wants_its_record(self):
+        clients = {
+            "buffer": [{"readonly": False, "remote_url": "http://store:1"}],
+            "database": [{"readonly": False, "remote_url": "http://database:1"}],
+        }
+        for record, whole, told in ((False, True, True), (True, True, False), (True, False, False)):
+            with self.subTest(record=record, whole=whole), temporary_directory() as directory:
+                request = dataclasses.replace(REQUEST, record=record)
+                with mock.patch.dict(os.environ, {spool.VARIABLE: str(directory)}):
+                    Safekeeping(clients).keep(request, OUTCOME, [RESULT], whole=whole)
+                (path,) = spool.entries(directory)
+                with mock.patch.object(upload, "_put", return_value=201) as put:
+                    upload._upload(path, None, None)
+                asked = [call.args[0] for call in put.call_args_list]
+                self.assertIn("http://store:1", asked)
+                self.assertEqual("http://database:1" in asked, told)
+                self.assertEqual(path.exists(), not told)
+
     def test_one_that_an_upload_takes_away_at_that_moment_is_none(self):
         kept = self.keep()
         spool.remove(kept.path)

@@ -18,13 +18,14 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import unittest
 from unittest import mock
 
 from seamless_jobserver import peer
-from seamless_jobserver.server import connection, loopback, places
+from seamless_jobserver.server import connection, loopback, places, workingdirectory
 from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing, make_tls
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
@@ -299,6 +300,18 @@ def f(a):
         self.result(server.run(self.store.request(self.CODE, a=3)))
         self.assertFalse(mark.exists())
         self.assertIn(f"nothing is imported from {shared}", server.log)
+
+    def test_the_path_keeps_only_where_the_package_itself_is(self):
+        shared = str(self.directory)
+        for package, kept in ((f"{shared}/venv/lib", False), (shared, True)):
+            file = f"{package}/seamless_jobserver/server/workingdirectory.py"
+            with (
+                self.subTest(package),
+                mock.patch.object(workingdirectory, "__file__", file),
+                mock.patch.object(sys, "path", ["/usr/lib", shared]),
+            ):
+                workingdirectory._forget_path(shared)
+                self.assertEqual(shared in sys.path, kept)
 
     def test_a_job_that_removes_its_directory_costs_nobody_else_anything(self):
         shared = self.directory / "removed"

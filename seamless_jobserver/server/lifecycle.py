@@ -11,7 +11,6 @@ import errno
 import functools
 import importlib.util
 import logging
-import os
 import queue
 import random
 import secrets
@@ -57,6 +56,7 @@ from seamless_jobserver.server.service import ABANDONED_AFTER, FAILURE_MEMORY, P
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.statusfile import StatusFile
 from seamless_jobserver.server.watching import Watching
+from seamless_jobserver.server.workingdirectory import leave_shared_directory
 
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PACKAGES: Final = {
@@ -174,7 +174,7 @@ def _serve(
         try:
             output = JobOutput()
             stack.callback(output.close)
-            _leave_shared_directory(output.directory)
+            leave_shared_directory(output.directory)
             processtree.become_subreaper()
             guardian = Guardian(output.directory)
             stack.callback(guardian.close, CLOSING)
@@ -240,44 +240,6 @@ def _serve(
         end(http, bridge, service, interrupts, reason, settings.grace)
     _log.info("ended")
     return reason
-
-
-def _leave_shared_directory(private: str) -> None:
-    """Go to the directory `private`, if others can write to the present one. Raises OSError.
-
-    multiprocessing starts workers, and processes of jobs, with ``python -c``, which looks for
-    modules in the working directory first. The launcher's is ``/tmp``, where anybody could put a
-    module for it to find, and run code as this user. Each worker goes to a directory of its own, so
-    that no job takes away what others stand in.
-    """
-    with suppress(OSError):  # it is gone, or may not be looked at
-        if spool.is_trusted(os.stat(".")):
-            return
-    chosen = os.environ.get(spool.VARIABLE)
-    if chosen:
-        os.environ[spool.VARIABLE] = os.path.abspath(chosen)  # a relative one is meant from here
-    with suppress(OSError):
-        _forget_path(os.getcwd())
-    os.chdir(private)
-    _log.info(
-        "others can write to the directory it was started in: jobs have directories of their own, "
-        "which go away with their worker"
-    )
-
-
-def _forget_path(directory: str) -> None:
-    """Import nothing from `directory` any more, unless this package itself is there.
-
-    An empty part of PYTHONPATH means the directory that the interpreter was started in, and so does
-    ``python -m``. Workers get the same path.
-    """
-    shared = os.path.realpath(directory)
-    if shared in (os.path.realpath(parent) for parent in Path(__file__).parents):
-        return
-    kept = [one for one in sys.path if os.path.realpath(one or directory) != shared]
-    if kept != sys.path:
-        _log.warning("nothing is imported from %s: others can write there (PYTHONPATH?)", shared)
-        sys.path[:] = kept
 
 
 def _await_end(

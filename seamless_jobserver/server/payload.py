@@ -145,7 +145,7 @@ def _check_dunder_keys(where: str, values: dict[str, Any]) -> None:
         filesystem = form.get("filesystem") if isinstance(form, dict) else None
         if not isinstance(form, dict | None) or not isinstance(filesystem, dict | None):
             raise InvalidPayload(
-                f"{where}.__format__.{shorten(pin)}", "neither it nor its filesystem is an object"
+                f"{where}.__format__.{shorten(pin)}", "it and its filesystem have to be objects"
             )
     for key in _TEXT_KEYS:
         if values.get(key) is not None and not isinstance(values[key], str):

@@ -92,7 +92,7 @@ class _Worker:
         # The rest is imported now, so that the first job does not pay for it, and only now,
         # because all of it wants seamless-remote.
         if os.path.samefile(".", os.path.dirname(directory)):
-            # The server has left the directory that it was started in (`lifecycle`).
+            # The server has left the directory that it was started in (`workingdirectory`).
             own = os.path.join(directory, "cwd")
             os.mkdir(own, 0o700)
             os.chdir(own)
