@@ -580,6 +580,59 @@ class StandIn(ClientSuite, unittest.TestCase):
             self.run_session(work)
         self.assertEqual(len(requests), 2)
 
+    def test_the_rest_of_a_short_answer_that_was_not_read_may_come_later(self):
+        gone_on, served = threading.Event(), []
+
+        def script(peer):
+            while (request := peer.read_request())[0]:
+                served.append(request[1])
+                peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nl")
+                if len(served) == 1:
+                    gone_on.wait(20)
+                peer.send(b"ate")
+
+        server = self.serve(script)
+
+        async def put(session, data):
+            async with session.put(server.url, data=data) as response:
+                self.assertEqual(response.status, 200)
+
+        async def work(session):
+            await put(session, b"1")
+            (first,) = kept = next(iter(session._connector._idle.values()))
+            self.assertFalse(first.idle)
+            # Another request does not wait for it.
+            await put(session, b"2")
+            self.assertEqual(server.connections, 2)
+            gone_on.set()
+            while not all(connection.idle for connection in kept):
+                await asyncio.sleep(0)
+            async with session.get(server.url) as one, session.get(server.url) as other:
+                self.assertEqual([await one.text(), await other.text()], ["late", "late"])
+            self.assertEqual(server.connections, 2)
+
+        self.run_session(work)
+        self.assertEqual(served, [b"1", b"2", b"", b""])
+
+    def test_a_long_answer_that_was_not_read_ends_its_connection(self):
+        gone = threading.Event()
+
+        def script(peer):
+            peer.read_request()
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n")
+            if not peer.read_head():
+                gone.set()
+
+        server = self.serve(script)
+
+        async def work(session):
+            async with session.put(server.url, data=b"x") as response:
+                self.assertEqual(response.status, 200)
+            await asyncio.to_thread(gone.wait, 20)
+
+        self.run_session(work)
+        self.assertTrue(gone.is_set())
+
     def test_a_session_is_closed_from_another_thread_without_waiting_for_its_loop(self):
         server = self.serve(answer_each)
 

@@ -183,10 +183,10 @@ class ClientResponse:
         return (await self.read()).decode("utf-8")
 
     def close(self) -> None:
-        """Drop the connection when the body was not read; it has no agreed state then.
+        """Drop the connection when a long body was not read.
 
-        Unless the whole body has come with the head, which short ones do: seamless-remote reads
-        few of them.
+        A short one is passed over: seamless-remote reads few of them, and a server may send it some
+        moments after the head.
         """
         if self._connection is not None:
             if not self._connection.skip_body(self._framing):

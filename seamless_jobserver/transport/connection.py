@@ -58,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending = bytearray()
         self._body: bytearray | None = None
         self._filled = 0
+        self._unwanted = 0
         self._closed = False
         self._error: OSError | None = None
         self._news: asyncio.Future[bool] | None = None
@@ -105,7 +106,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None and self._filled < len(self._body):
             self._filled += nbytes
         else:
-            self._pending += memoryview(self._landing)[:nbytes]
+            unwanted = min(self._unwanted, nbytes)
+            self._unwanted -= unwanted
+            self._pending += memoryview(self._landing)[unwanted:nbytes]
         self._announce()
 
     # --- called by the session, on the same loop ----------------------------------------------
@@ -114,6 +117,11 @@ class Connection(asyncio.BufferedProtocol):
     def usable(self) -> bool:
         """Whether another request may be sent here."""
         return self.reusable and not self._closed and not self._pending
+
+    @property
+    def idle(self) -> bool:
+        """Whether the whole of the last answer has come."""
+        return not self._unwanted
 
     def close(self) -> None:
         """Drop the connection at once. Further calls do nothing."""
@@ -172,10 +180,15 @@ class Connection(asyncio.BufferedProtocol):
         return await self._read_exactly(framing.length, patience)
 
     def skip_body(self, framing: http1.BodyFraming) -> bool:
-        """Pass over the body of the response whose head was just read, if all of it is here."""
-        if framing.chunked or framing.length is None or len(self._pending) < framing.length:
+        """Pass over the body of the response whose head was just read, if it is a short one.
+
+        What has not come yet is passed over when it does; until then, the connection is not `idle`.
+        """
+        if framing.chunked or framing.length is None or framing.length > _LANDING:
             return False
-        del self._pending[: framing.length]
+        here = min(framing.length, len(self._pending))
+        del self._pending[:here]
+        self._unwanted = framing.length - here
         return True
 
     def _note_persistence(self, head: http1.ResponseHead) -> http1.ResponseHead:

@@ -21,12 +21,12 @@ class Connector:
     def take(self, origin: Origin, now: float) -> Connection | None:
         """Return a kept connection to `origin` that is still good, or None."""
         kept = self._idle.get(origin, [])
-        while kept:
-            connection = kept.pop()
-            if connection.usable and now - connection.idle_since < KEPT_ALIVE:
-                return connection
-            connection.close()
-        return None
+        _drop_stale(kept, now)
+        # The one used last is at the end: so those that are too many grow old.
+        idle = next((connection for connection in reversed(kept) if connection.idle), None)
+        if idle is not None:
+            kept.remove(idle)
+        return idle
 
     def keep(self, origin: Origin, connection: Connection, now: float) -> None:
         """Keep `connection` for the next request to `origin`, and drop those kept too long."""
@@ -35,9 +35,7 @@ class Connector:
             return
         connection.idle_since = now
         kept = self._idle.setdefault(origin, [])
-        for stale in [old for old in kept if not old.usable or now - old.idle_since >= KEPT_ALIVE]:
-            stale.close()
-            kept.remove(stale)
+        _drop_stale(kept, now)
         kept.append(connection)
 
     def drop_all(self) -> None:
@@ -54,3 +52,9 @@ class Connector:
             self._loop.call_soon_threadsafe(self.drop_all)
         except RuntimeError:
             self._idle.clear()  # the loop is closed, and the sockets go with their last reference
+
+
+def _drop_stale(kept: list[Connection], now: float) -> None:
+    for old in [old for old in kept if not old.usable or now - old.idle_since >= KEPT_ALIVE]:
+        old.close()
+        kept.remove(old)
