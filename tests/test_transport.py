@@ -605,8 +605,9 @@ class StandIn(ClientSuite, unittest.TestCase):
             await put(session, b"2")
             self.assertEqual(server.connections, 2)
             gone_on.set()
-            while not all(connection.idle for connection in kept):
-                await asyncio.sleep(0)
+            for connection in kept:
+                if not connection.idle:
+                    await connection._wait(20)  # for the rest to come
             async with session.get(server.url) as one, session.get(server.url) as other:
                 self.assertEqual([await one.text(), await other.text()], ["late", "late"])
             self.assertEqual(server.connections, 2)
