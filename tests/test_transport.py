@@ -605,9 +605,9 @@ class StandIn(ClientSuite, unittest.TestCase):
             await put(session, b"2")
             self.assertEqual(server.connections, 2)
             gone_on.set()
-            for connection in kept:
-                if not connection.idle:
-                    await connection._wait(20)  # for the rest to come
+            for each in kept:
+                if not each.idle:
+                    await each._wait(20)  # for the rest to come
             async with session.get(server.url) as one, session.get(server.url) as other:
                 self.assertEqual([await one.text(), await other.text()], ["late", "late"])
             self.assertEqual(server.connections, 2)
