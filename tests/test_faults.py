@@ -1162,14 +1162,15 @@ class Provenance(Faults):
                 self.assertEqual(answer.result(PATIENCE).status, 200)
             finally:
                 self.store.restart_hashserver()
-        self.assertIn("did not take the transformation itself", server.log)
+        told = "did not take the transformation itself"
+        wait_until(lambda: told in server.log, "it is told")
         self.assertFalse(self.store.holds(request["tf_checksum"]))
 
     def test_a_dict_that_is_not_its_checksum_runs_and_the_log_says_so(self):
         server = self.lasting()
         request = {**self.traced("    return 1\n"), "tf_checksum": "ab" * 32}
         self.assertEqual(self.value(server.run(request)), 1)
-        self.assertIn("does not hash to its checksum", server.log)
+        wait_until(lambda: "does not hash to its checksum" in server.log, "it is told")
         self.assertFalse(self.store.holds("ab" * 32))
 
 

@@ -72,6 +72,7 @@ class Kept(unittest.TestCase):
         outcome = Outcome(ending, **fields)
         self.table.apply(job, event, outcome)
         self.journal.ended(job, outcome)
+        self.journal.write_up()
 
     def run_one(self, number, **fields):
         job = self.receive(number, **fields)
@@ -110,6 +111,26 @@ class Kept(unittest.TestCase):
         self.assertIsNone(self.journal.of(f"{0:064x}").detail)
         self.assertIn(b"pin99", zlib.decompress(self.journal.of(f"{49:064x}").detail))
         self.assertEqual(len(self.journal.since(0, 100)), 50, "their lines are all there")
+
+    def test_whoever_looks_finds_what_has_ended_and_is_not_written_up_yet(self):
+        looks = {
+            "of": lambda checksum: self.journal.of(checksum).line,
+            "since": lambda _: self.journal.since(0, 1)[0],
+            "before": lambda _: self.journal.before(None, 1, ())[0][0],
+        }
+        for name, look in looks.items():
+            with self.subTest(name):
+                self.setUp()
+                job = self.receive(1)
+                job.waiters = 3
+                self.table.apply(job, Event.START)
+                self.journal.started(job, 1, None)
+                outcome = Outcome(Ending.RESULT)
+                self.table.apply(job, Event.SUCCEED, outcome)
+                self.journal.ended(job, outcome)
+                job.waiters, self.time = 0, 2000.0  # its callers have their answers, and go
+                told = json.loads(look(job.checksum))
+                self.assertEqual((told["waiters"], told["ended"], told["seq"]), (3, 1000.0, 1))
 
     def test_only_what_ended_later_is_told_and_never_more_than_asked_for(self):
         for number in range(5):

@@ -8,7 +8,7 @@ import sys
 from unittest import mock
 
 from seamless_jobserver.worker import measure
-from tests.stack import JOBSERVER_PYTHON, ROOT, TESTS_BIN, ClientHung, run_client
+from tests.stack import JOBSERVER_PYTHON, ROOT, TESTS_BIN, ClientHung, run_client, wait_until
 from tests.test_running import ADD, MEGABYTE, OnAStore
 from tests.test_workflow import OnACluster
 
@@ -336,7 +336,8 @@ class GpuMemory(OnAStore):
         finally:
             self.store.restart_hashserver()
         self.assertEqual(self.value(server.run(request)), 12)
-        self.assertIn("its result had been computed before", server.log)
+        told = "its result had been computed before"
+        wait_until(lambda: told in server.log, "it is told")
         self.value(server.run(self.store.request(ADD, a=5, b=8)))
         self.assertNotIn("is replaced", server.log)
 

@@ -698,7 +698,8 @@ class Nested(OnAStore):
                 wait_until(lambda: "received from a caller" in server.log, "the second is there")
                 answers.append(callers.submit(server.run, self.store.request(code, a=1)))
                 wait_until(trace.exists, "the nested job runs")
-                self.assertIn("run by the worker whose job asks for it", server.log)
+                told = "run by the worker whose job asks for it"
+                wait_until(lambda: told in server.log, "it is told")
                 second.touch()
                 wait_until(lambda: "joined by another job" in server.log, "the other joins it")
             finally:

@@ -59,8 +59,8 @@ class FakeWorker:
     def doom(self, verdict):
         self.verdict = self.verdict or verdict
 
-    async def receipt(self, _outcome):
-        return await self.owed
+    def receipt(self, _outcome):
+        return self.owed
 
     async def terminate(self):
         self.killed = True

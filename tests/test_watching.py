@@ -424,10 +424,8 @@ class ServersLog(Watched):
     def test_a_line_has_time_level_short_checksum_and_what_happened(self):
         checksum, answer = self.run_job(PRINTING, n=1)
         answer.result(PATIENCE)
-        self.assertRegex(
-            self.server.log,
-            rf"(?m)^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d INFO job {checksum[:12]}: done in ",
-        )
+        line = rf"(?m)^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d INFO job {checksum[:12]}: done in "
+        wait_until(lambda: re.search(line, self.server.log), "it is told")
         self.assertNotIn(checksum, self.server.log)
         self.assertIn("Welcome to the Seamless jobserver on 127.0.0.1:", self.server.log)
 
@@ -435,6 +433,7 @@ class ServersLog(Watched):
         self.server = self.start("--log-format", "json", name="json")
         checksum, answer = self.run_job(PRINTING, n=1)
         answer.result(PATIENCE)
+        wait_until(lambda: "done in" in self.server.log, "it is told")
         welcome, *lines = self.server.log.splitlines()
         events = [json.loads(line) for line in lines]
         self.assertIn("Welcome", welcome)
@@ -445,6 +444,7 @@ class ServersLog(Watched):
         self.fresh = {**self.fresh, "PYTHONIOENCODING": "latin-1"}
         self.server = self.start(name="latin")
         self.run_job("def größe_計(n):\n    return n\n", n=1)[1].result(PATIENCE)
+        wait_until(lambda: "done in" in self.server.log, "it is told")
         log = self.server.log_file.read_text(encoding="latin-1")
         self.assertRegex(log, r"done in \S+ s \(größe_\\u8a08\)")
         self.assertNotIn("Traceback", log)

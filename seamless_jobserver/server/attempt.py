@@ -40,14 +40,16 @@ async def attempt(
     It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
     is not None and its result is not being stored by then. Raises as `Slot.run` does.
     """
-    timers = [asyncio.ensure_future(_look_after(job, slot, path, output))]
+    looks = _Looks(job, slot, path, output)
+    limit = None
     if job_timeout is not None:
-        timers.append(asyncio.ensure_future(_limit_time(slot, job_timeout)))
+        limit = asyncio.ensure_future(_limit_time(slot, job_timeout))
     try:
         return await slot.run(job.request, path, input_timeout)
     finally:
-        for timer in timers:
-            timer.cancel()
+        looks.end()
+        if limit is not None:
+            limit.cancel()
 
 
 async def _limit_time(slot: Slot, limit: float) -> None:
@@ -65,11 +67,25 @@ async def _limit_time(slot: Slot, limit: float) -> None:
     )
 
 
-async def _look_after(job: Job, slot: Slot, path: str, output: JobOutput) -> None:
-    mentioned = False
-    while True:
-        await asyncio.sleep(_LOOK_AFTER)
-        output.limit(path)
-        if not mentioned and slot.phase is Phase.WAITING_FOR_INPUT:
-            mentioned = True
-            _log.info("%s", slot.phase.words, extra={"job": job.checksum})
+class _Looks:
+    """Looks after a job that runs; no task, which most jobs would not need for long enough."""
+
+    def __init__(self, job: Job, slot: Slot, path: str, output: JobOutput) -> None:
+        self._job = job
+        self._slot = slot
+        self._path = path
+        self._output = output
+        self._mentioned = False
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_LOOK_AFTER, self._look)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_AFTER, self._look)
+        self._output.limit(self._path)
+        phase = self._slot.phase
+        if not self._mentioned and phase is Phase.WAITING_FOR_INPUT:
+            self._mentioned = True
+            _log.info("%s", phase.words, extra={"job": self._job.checksum})

@@ -9,6 +9,10 @@ JSON that it is served as, and looking costs no more than joining texts. Three t
   `DETAILS` bytes in all, so that transformations with thousands of pins do not fill the memory;
 - the course of the last half hour is kept in steps of `STEP` seconds.
 
+Writing a job up takes longer than all else that its end costs the loop, and its callers would wait
+for that. So it is noted, and written up when the service has a moment (`write_up`), or when
+somebody looks.
+
 A job is named as its worker names it. The name goes by the checksum of its code, so that a job
 which is still queued can be named too, when its code has run here before.
 """
@@ -68,6 +72,15 @@ class Ended(NamedTuple):
     output: str | None
 
 
+class _Unwritten(NamedTuple):
+    """A job that has ended, and will be written up."""
+
+    seq: int
+    entry: Entry
+    ended: float
+    outcome: Outcome
+
+
 class _Step(NamedTuple):
     number: int
     ended: int
@@ -81,6 +94,7 @@ class Journal:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self.under_way: dict[int, Entry] = {}
+        self._unwritten: deque[_Unwritten] = deque()
         self._history: OrderedDict[int, tuple[str, Ended]] = OrderedDict()
         self._newest: dict[str, int] = {}
         self._details: deque[int] = deque()
@@ -170,16 +184,23 @@ class Journal:
             self.run_times.observe(max(0.0, now - entry.started))
         else:
             self._waiting -= 1
-        told = {"seq": self.latest, **describe(entry, phase=None, ended=now, outcome=outcome)}
-        line = _compact(told)
-        detail = _detail(job, outcome)
-        ended = Ended(self.latest, job.state.value, line, detail, entry.output)
-        self._history[self.latest] = job.checksum, ended
-        self._newest[job.checksum] = self.latest
-        self._details.append(self.latest)
-        self._detail_bytes += len(detail)
-        self._forget()
+        entry.waiters = max(entry.waiters, _waiters(job))  # they go as soon as they are answered
+        self._unwritten.append(_Unwritten(self.latest, entry, now, outcome))
         self._note(ended=1, failed=job.state.value not in ("done", "canceled"))
+
+    def write_up(self) -> None:
+        """Write up the jobs that have ended."""
+        while self._unwritten:
+            seq, entry, at, outcome = self._unwritten.popleft()
+            job = entry.job
+            told = {"seq": seq, **describe(entry, phase=None, ended=at, outcome=outcome)}
+            line, detail = _compact(told), _detail(job, outcome)
+            ended = Ended(seq, job.state.value, line, detail, entry.output)
+            self._history[seq] = job.checksum, ended
+            self._newest[job.checksum] = seq
+            self._details.append(seq)
+            self._detail_bytes += len(detail)
+            self._forget()
 
     def in_slot(self, slot: int) -> Entry | None:
         """Return the job that a slot was given last, also when that has ended; no hosted one."""
@@ -187,6 +208,7 @@ class Journal:
 
     def of(self, checksum: str) -> Entry | Ended | None:
         """Return the newest run of a transformation, under way or ended, or None."""
+        self.write_up()
         for entry in reversed(self.under_way.values()):
             if entry.job.checksum == checksum:
                 return entry
@@ -195,6 +217,7 @@ class Journal:
 
     def since(self, seq: int, most: int) -> list[bytes]:
         """Return the lines of the jobs that ended after `seq`, oldest first: the newest `most`."""
+        self.write_up()
         wanted = max(0, min(most, self.latest - seq, len(self._history)))
         newest = [ended.line for _, ended in islice(reversed(self._history.values()), wanted)]
         return newest[::-1]
@@ -204,6 +227,7 @@ class Journal:
 
         With `states`, only of jobs that ended so.
         """
+        self.write_up()
         chosen = frozenset(states)
         found: list[bytes] = []
         for _, ended in reversed(self._history.values()):

@@ -3,9 +3,9 @@
 All of it runs on the event loop of the bridge, in one thread, so that no lock is needed: between
 two ``await``s nothing else happens.
 
-Each job has one future, which is resolved exactly once, when the job ends for its callers; every
-caller waits for that future. The work of a job is a task of its own, since it can go on after the
-job has ended for its callers, or after they have all gone:
+Every caller of a job waits for a future of its own, so that one which gives up leaves the others
+alone; they are resolved together, when the job ends for its callers. The work of a job is a task of
+its own, since it can go on after the job has ended for its callers, or after they have all gone:
 
 - A *canceled* job keeps its slot until the work ends by itself, and what comes out of it is thrown
   away; with `Policy.reclaim_canceled` its worker is ended instead.
@@ -58,6 +58,8 @@ _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending
 FAILURE_MEMORY: Final = 3.0
 """Seconds; a client sends a job that has failed again at once, four times."""
 ABANDONED_AFTER: Final = 60.0
+_MOMENT: Final = 0.002
+"""Seconds from the end of a job until the journal writes it up: enough for its answer to go out."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Service:
         self._activity = activity
         self._table = JobTable()
         self._slots: Slots | None = None
-        self._ends: dict[int, asyncio.Future[Outcome]] = {}
+        self._ends: dict[int, list[asyncio.Future[Outcome]]] = {}
         self._work: dict[asyncio.Task[None], Job] = {}
         self._places: dict[int, Slot] = {}
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
@@ -190,7 +192,7 @@ class Service:
 
     async def wait_for_end(self, checksum: str) -> None:
         """Return when no job of a transformation is under way any more."""
-        while ends := [self._ends[job.number] for job in self._table.active(checksum)]:
+        while ends := [self._end_of(job) for job in self._table.active(checksum)]:
             await asyncio.wait(ends)
 
     async def check_store(self) -> StoreCheck | None:
@@ -226,7 +228,7 @@ class Service:
         deadline = asyncio.get_running_loop().time() + grace
         told = False
         # Again and again: one that goes back to the queue meanwhile is run by another worker.
-        while wanted := [self._ends[job.number] for job in self._table.active()]:
+        while wanted := [self._end_of(job) for job in self._table.active()]:
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 break
@@ -251,13 +253,13 @@ class Service:
         job, new = self._table.join_or_add(request, nested=nested)
         asked_by = "another job" if nested else "a caller"
         if new:
-            self._ends[job.number] = asyncio.get_running_loop().create_future()
+            self._ends[job.number] = []
             self.journal.received(job)
             _log.info("received from %s", asked_by, extra={"job": job.checksum})
             self._dispatch()
         else:
             _log.info("joined by %s", asked_by, extra={"job": job.checksum})
-        end = self._ends[job.number]
+        end = self._end_of(job)
         job.waiters += 1
         if not new:
             self.journal.joined(job)
@@ -265,18 +267,25 @@ class Service:
         if timer is not None:
             timer.cancel()
         try:
-            # Shielded: one caller that gives up must not end the job for the others.
-            return await asyncio.shield(end)
+            return await end
         except asyncio.CancelledError:
-            if end.done() and job.waiters == 1:
+            if end.done() and not end.cancelled() and job.waiters == 1:
                 # It has gone at the very moment at which it would have had its answer.
                 self._errands.note_unheard(request, end.result())
                 self._dispatch()
             raise
         finally:
             job.waiters -= 1
-            if not job.waiters and job.state.active:
-                self._leave_alone(job)
+            if job.state.active:
+                self._ends[job.number].remove(end)
+                if not job.waiters:
+                    self._leave_alone(job)
+
+    def _end_of(self, job: Job) -> "asyncio.Future[Outcome]":
+        """Return a new future of how a job that is under way ends for its callers."""
+        end = asyncio.get_running_loop().create_future()
+        self._ends[job.number].append(end)
+        return end
 
     def _leave_alone(self, job: Job) -> None:
         """Deal with a job whose last caller has gone."""
@@ -300,7 +309,7 @@ class Service:
 
     def _add_hosted(self, request: RunRequest, host: int) -> int:
         job = self._table.add_hosted(request, host)
-        self._ends[job.number] = asyncio.get_running_loop().create_future()
+        self._ends[job.number] = []
         self.journal.received(job)
         return job.number
 
@@ -374,8 +383,7 @@ class Service:
                 if outcome.unconfirmed and job.state is State.RUNNING:
                     receipt = slot.receipt()
                     self._dispatch()
-                    # Shielded: who else waits for it is not to find it canceled.
-                    outcome = await asyncio.shield(receipt)
+                    outcome = await receipt
                     self.journal.moved(outcome.traffic)
                     if job.state.active and not job.waiters:
                         await self.note_unheard(job.request, outcome)
@@ -384,17 +392,17 @@ class Service:
             what = f"{type(error).__name__}: {error}"
             message = f"The jobserver has made a mistake, of which its log has more: {what}\n"
             outcome = Outcome(Ending.LOST, message=f"{message}Run the workflow again.\n")
-        printed = self._put_away(job, outcome, path)
         if job.state is State.RUNNING:
+            printed = "" if outcome.ending in _NO_FAILURE else self._printed(job, path)
             outcome.runtime["retry_count"] = job.retries
             self._end(job, _EVENTS[outcome.ending], outcome, printed)
         elif job.state is not State.QUEUED:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
+        self._put_away(job, path)
         self._dispatch()
 
-    def _put_away(self, job: Job, outcome: Outcome, path: str) -> str:
-        """Keep what a run has printed, as far as that counts; return what its callers are told."""
-        printed = "" if outcome.ending in _NO_FAILURE else self._printed(job, path)
+    def _put_away(self, job: Job, path: str) -> None:
+        """Keep what a run has printed, as far as that counts."""
         try:
             if job.state is State.QUEUED:
                 self.output.discard(path)
@@ -403,7 +411,6 @@ class Service:
         except OSError as error:
             # No file to be had, most likely. Its answer does not depend on that.
             _log.warning("what it printed is lost: %s", error, extra={"job": job.checksum})
-        return printed
 
     def _printed(self, job: Job, path: str | None) -> str:
         """Return the end of what a run has printed into `path`, as its callers are told it."""
@@ -438,7 +445,7 @@ class Service:
             if outcome.remark is not None:
                 _log.info("%s", outcome.remark, extra={"job": job.checksum})
             if outcome.unconfirmed and not job.waiters:
-                outcome = await asyncio.shield(slot.receipt())
+                outcome = await slot.receipt()
                 self.journal.moved(outcome.traffic)
             if outcome.ending is Ending.RESULT and job.state.active and not job.waiters:
                 await self._errands.record(slot, job.request, outcome)
@@ -491,8 +498,11 @@ class Service:
         self._failures.note(job, told)
         name = self.journal.under_way[job.number].name
         self.journal.ended(job, outcome)
-        self._ends.pop(job.number).set_result(told)
+        for end in self._ends.pop(job.number):
+            if not end.done():
+                end.set_result(told)
         self._log_end(job, name, outcome)
+        asyncio.get_running_loop().call_later(_MOMENT, self.journal.write_up)
 
     def _log_end(self, job: Job, name: str, outcome: Outcome) -> None:
         wall = outcome.runtime.get("wall_time_seconds")

@@ -80,7 +80,7 @@ class Slot:
             if outcome.holdings is not None:
                 self.holdings = frozenset(outcome.holdings)
             if outcome.unconfirmed:
-                self._owed = asyncio.ensure_future(worker.receipt(outcome))
+                self._owed = worker.receipt(outcome)
             if outcome.ending is Ending.NOT_BEGUN:
                 raise NotBegun(outcome.traffic)
             return outcome

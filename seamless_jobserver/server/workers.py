@@ -14,7 +14,8 @@ import signal
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from typing import Any, Final, TypeVar
+from contextlib import suppress
+from typing import Final, TypeVar
 
 from seamless_jobserver.messages import (
     Ending,
@@ -196,18 +197,31 @@ class Worker:
         holds open, and would wait for that one as well.
         """
         assert self._ended is not None
-        answer = asyncio.wrap_future(question)
+        # Not wrap_future and asyncio.wait: the next job waits for every turn of the loop.
+        loop = asyncio.get_running_loop()
+        news = loop.create_future()
+
+        def note(_: object) -> None:
+            if not news.done():
+                news.set_result(None)
+
+        def note_from_executor(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(note, None)
+
+        question.add_done_callback(note_from_executor)
+        self._ended.add_done_callback(note)
         try:
-            either: set[asyncio.Future[Any]] = {answer, self._ended}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            await news
+            if not question.done():
                 # Until what it has left behind is killed, and the executor has noticed.
-                await asyncio.wait({answer}, timeout=END_LIMIT)
-            if not answer.done():
+                await asyncio.wait({asyncio.wrap_future(question)}, timeout=END_LIMIT)
+            if not question.done():
                 raise BrokenExecutor("the worker has ended, and left processes behind")
-            return answer.result()
+            return question.result()
         finally:
-            answer.cancel()
+            self._ended.remove_done_callback(note)
+            question.cancel()
 
     def submit(
         self, request: RunRequest, output_path: str, input_timeout: float
@@ -221,18 +235,25 @@ class Worker:
         except (BrokenExecutor, RuntimeError) as error:
             raise WorkerGone from error
 
-    async def receipt(self, outcome: Outcome) -> Outcome:
-        """Return what an unconfirmed `outcome` of this worker has come to, when that is known."""
-        number = outcome.runtime["worker_execution_index"]
-        receipt = self._receipts.of(number)
-        done, _ = await asyncio.wait({receipt}, timeout=self._receipt_limit)
-        if not done:
-            self.condemn(_NO_RECEIPT)
-            # When it has ended, this one is given up with it: unless it cannot be ended.
-            done, _ = await asyncio.wait({receipt}, timeout=END_LIMIT)
-        if not done:
-            return Outcome(Ending.CRASHED, message=f"{_UNCONFIRMED}{_NO_RECEIPT}\n")
-        return receipt.result()
+    def receipt(self, outcome: Outcome) -> "asyncio.Future[Outcome]":
+        """Return what will be what an unconfirmed `outcome` of this worker has come to."""
+        receipt = self._receipts.of(outcome.runtime["worker_execution_index"])
+        loop = asyncio.get_running_loop()
+
+        def end_worker() -> None:
+            if not receipt.done():
+                self.condemn(_NO_RECEIPT)
+                # When it has ended, this one is given up with it: unless it cannot be ended.
+                loop.call_later(END_LIMIT, give_up)
+
+        def give_up() -> None:
+            if not receipt.done():
+                message = f"{_UNCONFIRMED}{_NO_RECEIPT}\n"
+                receipt.set_result(Outcome(Ending.CRASHED, message=message))
+
+        timer = loop.call_later(self._receipt_limit, end_worker)
+        receipt.add_done_callback(lambda _: timer.cancel())
+        return receipt
 
     def record(self, request: RunRequest, result: str) -> "Future[str | None]":
         """Have the worker tell the database. Raises `WorkerGone` when it has ended."""
