@@ -34,6 +34,7 @@ from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
 from tests.stack import PATIENCE, run_request  # noqa: E402
 
 TRANSFORMATION = {"__language__": "python", "__output__": ["result", "bytes", None]}
+STORED = ["store the result", "store itself", "stored the result", "stored itself"]
 
 
 class Played(unittest.TestCase):
@@ -41,6 +42,7 @@ class Played(unittest.TestCase):
 
     def setUp(self):
         self.events = []
+        self.not_taken = ()
         self.result = seamless.Buffer(b"the result")
         self.staging = mock.Mock(kept=0)
         self.staging.fetch.side_effect = lambda *_: self.events.append("fetch") or []
@@ -69,8 +71,16 @@ class Played(unittest.TestCase):
         return {}
 
     def begin_to_store(self, buffers, patience=None):
-        self.events.append("store")
-        return lambda: self.events.append("stored")
+        (buffer,) = buffers
+        what = "the result" if buffer is self.result else "itself"
+        self.events.append(f"store {what}")
+
+        def wait():
+            self.events.append(f"stored {what}")
+            if what in self.not_taken:
+                raise StoreUnavailable(f"{what} was not taken\n")
+
+        return wait
 
     def request(self, **fields):
         sent = run_request(TRANSFORMATION)
@@ -101,7 +111,7 @@ class Order(Played):
     def test_what_the_code_has_changed_is_mended_before_anything_is_measured_or_stored(self):
         outcome = self.run_it().wait()
         self.assertIs(outcome.ending, Ending.RESULT, outcome.message)
-        self.assertEqual(self.events, ["fetch", "code", "mend", "measure", "store", "stored"])
+        self.assertEqual(self.events, ["fetch", "code", "mend", "measure", *STORED])
 
     def test_it_is_mended_too_when_the_code_fails(self):
         for error in (ValueError("mine"), SystemExit(1)):
@@ -168,12 +178,27 @@ class Early(Played):
 
 
 class KeptResults(Played):
+    def test_a_result_is_kept_with_its_transformation_whichever_of_them_was_not_taken(self):
+        self.safekeeping.keep.return_value = "advice\n"
+        both = {self.result.get_checksum().hex(), self.request().checksum}
+        for self.not_taken in (("the result",), ("itself",), ("the result", "itself")):
+            self.events.clear()
+            self.safekeeping.keep.reset_mock()
+            with self.subTest(self.not_taken):
+                outcome = self.run_it().wait()
+                self.assertIs(outcome.ending, Ending.STORE_FAILED)
+                self.assertEqual(outcome.message, f"{self.not_taken[0]} was not taken\nadvice\n")
+                self.assertEqual(self.events[-5:-1], STORED, "none is left under way")
+                self.safekeeping.keep.assert_called_once()
+                kept = self.safekeeping.keep.call_args.args[2]
+                self.assertEqual({buffer.get_checksum().hex() for buffer in kept}, both)
+
     def test_one_that_cannot_be_delivered_any_more_is_computed_again(self):
         self.safekeeping.find.return_value = object()
         self.safekeeping.deliver.return_value = None
         self.assertIs(self.run_it().wait().ending, Ending.RESULT)
         # Measured once: it would count for nothing, and the code's own run for the record.
-        self.assertEqual(self.events, ["fetch", "code", "mend", "measure", "store", "stored"])
+        self.assertEqual(self.events, ["fetch", "code", "mend", "measure", *STORED])
 
     def test_a_result_is_kept_when_what_its_record_needs_cannot_be_had(self):
         self.safekeeping.keep.return_value = "advice\n"

@@ -3,6 +3,8 @@
 import hashlib
 import unittest
 
+import seamless
+
 from seamless_jobserver.transport import import_seamless_remote
 
 import_seamless_remote()
@@ -53,6 +55,16 @@ class Reading(unittest.TestCase):
         found = self.folders.read(names)
         self.assertEqual([buffer.content for buffer in found], [prefixed, flat])
         self.assertEqual([buffer.get_checksum().hex() for buffer in found], names)
+
+    def test_only_a_file_with_just_this_content_holds_a_buffer(self):
+        buffer = seamless.Buffer(b"right")
+        name = buffer.get_checksum().hex()
+        self.assertFalse(self.folders.holds(buffer))
+        put(self.folder / name[:2] / name, b"righ")
+        self.assertFalse(self.folders.holds(buffer))
+        put(self.folder / name, b"right")
+        self.assertTrue(self.folders.holds(buffer))
+        self.assertFalse(ReadFolders([]).holds(buffer))
 
     def test_a_path_is_there_or_not(self):
         put(self.folder / "ab" / ("ab" * 32), b"a file")

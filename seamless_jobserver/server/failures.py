@@ -9,8 +9,8 @@ it only briefly.
 import asyncio
 from typing import Final
 
-from seamless_jobserver.messages import Ending, Outcome
-from seamless_jobserver.server.jobs import Job
+from seamless_jobserver.messages import Ending, Outcome, RunRequest
+from seamless_jobserver.server.jobs import Job, envelope
 
 _REMEMBERED: Final = frozenset({Ending.FAILED, Ending.CRASHED})
 _SECOND_WAIT: Final = 5.0
@@ -30,16 +30,18 @@ class RecentFailures:
         loop = asyncio.get_running_loop()
         if outcome.ending in _REMEMBERED:
             # Whoever has joined the job repeats its own request, and not the first one.
-            for key in [(job.checksum, envelope) for envelope in job.envelopes]:
+            for key in [(job.checksum, asked) for asked in job.envelopes]:
                 self._failures[key] = outcome
                 loop.call_later(self._seconds, self._failures.pop, key, None)
         elif outcome.ending is Ending.INPUT_UNDELIVERED:
             self._undelivered.add(job.checksum)
             loop.call_later(self._seconds, self._undelivered.discard, job.checksum)
 
-    def of(self, checksum: str, envelope: str) -> Outcome | None:
+    def of(self, request: RunRequest) -> Outcome | None:
         """Return how the same request has just failed, or None."""
-        return self._failures.get((checksum, envelope))
+        if not self._failures:
+            return None
+        return self._failures.get((request.checksum, envelope(request)))
 
     def patience(self, checksum: str, seconds: float) -> float:
         """Return for how many of `seconds` a job should wait for its inputs."""

@@ -37,6 +37,7 @@ STEP: Final = 10
 _STEPS: Final = 180
 _NAMES: Final = 2000
 _PROBLEM: Final = 300
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _MESSAGE: Final = 64 * 1024
 """Characters of a failure's message that are kept, at its end, where its cause stands."""
 
@@ -355,7 +356,7 @@ def _detail(job: Job, outcome: Outcome) -> bytes:
 
 
 def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _waiters(job: Job) -> int:

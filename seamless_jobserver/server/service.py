@@ -32,7 +32,7 @@ from seamless_jobserver.server.errands import Errands
 from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
-from seamless_jobserver.server.jobs import Event, Job, JobTable, State, envelope
+from seamless_jobserver.server.jobs import Event, Job, JobTable, State
 from seamless_jobserver.server.journal import Entry, Journal, problem_of
 from seamless_jobserver.server.slot import Slot, SlotState
 from seamless_jobserver.server.slots import Slots
@@ -121,7 +121,7 @@ class Service:
             raise RecordModeMismatch(asked=request.record, ours=self._policy.record)
         if self._refusal is not None:
             raise self._refusal
-        failure = self._failures.of(request.checksum, envelope(request))
+        failure = self._failures.of(request)
         if failure is not None:
             _log.info("asked for again: it has just failed", extra={"job": request.checksum})
             return failure

@@ -208,13 +208,11 @@ class Execution:
         checksum = Checksum(result)
         del inputs  # their memory is free for the result's way out
         enter(Phase.STORING)
-        itself = _own_buffer(request)
         outcome = Outcome(
             Ending.RESULT,
             result_checksum=checksum.hex(),
             runtime=runtime,
             extra=record.fields_without_answer(request, probes),
-            remark=_UNKNOWN_DICT if itself is None else None,
         )
 
         def complete() -> Outcome:
@@ -223,16 +221,19 @@ class Execution:
             return dataclasses.replace(outcome, runtime={**runtime, **compilation}, extra=extra)
 
         if request.scratch:
-            return self._begin_to_store_itself(complete(), itself)
+            return self._begin_to_store_itself(request, complete())
         # Last: what it returns has to be called, so that nothing which may fail comes after it.
-        return self._begin_to_store(request, outcome, complete, itself)
+        return self._begin_to_store(request, outcome, complete)
 
-    def _begin_to_store_itself(self, outcome: Outcome, itself: Buffer | None) -> Ended:
+    def _begin_to_store_itself(self, request: RunRequest, outcome: Outcome) -> Ended:
         """Begin to store the buffer of a transformation whose result is not wanted in the store.
 
         Its client tells the database of the result all the same: it should be found out what it is
         the result of. That is not worth a failure.
         """
+        itself = _own_buffer(request)
+        if itself is None:
+            outcome = dataclasses.replace(outcome, remark=_UNKNOWN_DICT)
         if itself is None or not buffer_remote.has_write_server():
             return Ended(lambda: outcome)
         begun = self._staging.begin_to_store([itself], _PATIENCE)
@@ -251,27 +252,28 @@ class Execution:
         request: RunRequest,
         outcome: Outcome,
         complete: Callable[[], Outcome],
-        itself: Buffer | None,
     ) -> Ended:
         """Begin to store a result with all that belongs to it, and `complete` its outcome.
 
         Returns what waits until that is confirmed, or keeps it safe and raises StoreUnavailable.
-        The transformation's own buffer comes along (`itself`): its client can lose it, and then
-        nobody could say what the result is the result of.
+        The transformation's own buffer follows: its client can lose it, and then nobody could say
+        what the result is the result of. It is made while the store takes the result.
         """
         result = Checksum(outcome.result_checksum)
         buffer = get_buffer_cache().get(result)
         if buffer is None and result.hex() not in TRIVIAL_CHECKSUMS:
             raise StoreUnavailable(f"The result {result} was lost before it could be stored.\n")
         parts: list[Buffer] = []
-        wholes = [one for one in (itself, buffer) if one is not None]
+        wholes = [] if buffer is None else [buffer]
         if buffer is not None and is_deep_celltype(request.transformation["__output__"][1]):
             parts = held_leaves(buffer.get_value("plain"))
 
         completed = False
 
         def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
-            advice = self._safekeeping.keep(request, outcome, [*parts, *wholes], whole=completed)
+            itself = _own_buffer(request)
+            all_of_it = [*parts, *wholes, *([] if itself is None else [itself])]
+            advice = self._safekeeping.keep(request, outcome, all_of_it, whole=completed)
             return StoreUnavailable(f"{error}{advice}")
 
         try:
@@ -279,15 +281,24 @@ class Execution:
             completed = True
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
-            begun = self._staging.begin_to_store(wholes)
+            begun = [self._staging.begin_to_store(wholes)]
         except StoreUnavailable as error:
             raise keep_safe(error) from error
+        itself = _own_buffer(request)
+        if itself is None:
+            outcome = dataclasses.replace(outcome, remark=_UNKNOWN_DICT)
+        else:
+            begun.append(self._staging.begin_to_store([itself]))
 
         def wait() -> Outcome:
-            try:
-                begun()
-            except StoreUnavailable as error:
-                raise keep_safe(error) from error
+            problem: StoreUnavailable | None = None
+            for ended in begun:  # all of them, so that none is still under way
+                try:
+                    ended()
+                except StoreUnavailable as error:
+                    problem = problem or error
+            if problem is not None:
+                raise keep_safe(problem) from problem
             return outcome
 
         small = sum(map(len, [*parts, *wholes])) <= _SMALL

@@ -179,8 +179,9 @@ class Surroundings:
             setattr(sys, name, value)
         # What Seamless makes of a job's modules, where two nested jobs have left in another order
         # than they had come. Nothing that was imported has no spec.
-        for name in [one for one in sys.modules if one.partition(".")[0] == "transformer"]:
-            if getattr(sys.modules[name], "__spec__", None) is None:
+        for name in [one for one in sys.modules if one.startswith("transformer")]:
+            of_a_job = name.partition(".")[0] == "transformer"
+            if of_a_job and getattr(sys.modules[name], "__spec__", None) is None:
                 del sys.modules[name]
         sys.excepthook, sys.displayhook, sys.unraisablehook, threading.excepthook = self._hooks
         vars(sys).pop("tracebacklimit", None)

@@ -58,6 +58,17 @@ class ReadFolders:
             found[start::_AT_ONCE] = buffers
         return found
 
+    def holds(self, buffer: seamless.Buffer) -> bool:
+        """Whether just this buffer is found; it is compared, which is sooner done than checked."""
+        for path in self._paths(buffer.get_checksum().hex()):
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    if file.read() == buffer.content:
+                        return True
+            except OSError:
+                continue
+        return False
+
     def has_path(self, checksum: str, mode: str) -> bool:
         """Whether there is a ``file`` or a ``directory`` of a checksum, compressed or not."""
         is_it = os.path.isdir if mode == "directory" else os.path.isfile

@@ -172,7 +172,7 @@ class Staging:
         if not wanted:
             return lambda: None
         limit = self._store_timeout if patience is None else min(patience, self._store_timeout)
-        under_way = self._outward.begin(together([_store(buffer, limit) for buffer in wanted]))
+        under_way = self._outward.begin(_store_all(wanted, limit))
 
         def wait() -> None:
             _ended(under_way)
@@ -182,10 +182,11 @@ class Staging:
 
     def _not_there(self, buffers: list[seamless.Buffer]) -> list[seamless.Buffer]:
         """Leave out what lies whole in the store's own folder, such as most transformations."""
-        small = [buffer for buffer in buffers if len(buffer) <= _LOOKED_FOR]
-        found = self._stored.read([buffer.get_checksum().hex() for buffer in small])
-        there = {buffer.get_checksum().hex() for buffer in found if buffer is not None}
-        return [buffer for buffer in buffers if buffer.get_checksum().hex() not in there]
+        return [
+            buffer
+            for buffer in buffers
+            if len(buffer) > _LOOKED_FOR or not self._stored.holds(buffer)
+        ]
 
     def take_traffic(self) -> Traffic:
         """Return what was moved since the last call of this."""
@@ -350,6 +351,13 @@ async def _explain_wait(need: Need, timeout: float, fault: Exception | None) -> 
         f"Input {need.name} ({need.checksum}) could not be fetched: the hashserver has not "
         f"answered for {timeout:g} s. Run the workflow again when it does.\n"
     )
+
+
+async def _store_all(buffers: list[seamless.Buffer], limit: float) -> None:
+    if len(buffers) == 1:
+        await _store(buffers[0], limit)  # sooner, since it is no task of its own
+    else:
+        await together([_store(buffer, limit) for buffer in buffers])
 
 
 async def _store(buffer: seamless.Buffer, limit: float) -> None:
