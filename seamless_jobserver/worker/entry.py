@@ -112,6 +112,7 @@ class _Worker:
         from seamless_jobserver.worker.record import hook_in
         from seamless_jobserver.worker.safekeeping import Safekeeping
         from seamless_jobserver.worker.staging import Staging
+        from seamless_jobserver.worker.syntaxtrees import one_at_a_time
 
         seamless.config.set_remote_clients(settings.clients, in_remote=True)
         select_record(settings.record)  # last: what comes before may reset it
@@ -128,6 +129,7 @@ class _Worker:
         take_over(settings, self._execution.run_and_store, self._meter)
         show_errors()
         hook_in()
+        one_at_a_time()
         settle()
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 
