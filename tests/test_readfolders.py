@@ -56,15 +56,18 @@ class Reading(unittest.TestCase):
         self.assertEqual([buffer.content for buffer in found], [prefixed, flat])
         self.assertEqual([buffer.get_checksum().hex() for buffer in found], names)
 
-    def test_only_a_file_with_just_this_content_holds_a_buffer(self):
-        buffer = seamless.Buffer(b"right")
-        name = buffer.get_checksum().hex()
-        self.assertFalse(self.folders.holds(buffer))
-        put(self.folder / name[:2] / name, b"righ")
-        self.assertFalse(self.folders.holds(buffer))
-        put(self.folder / name, b"right")
-        self.assertTrue(self.folders.holds(buffer))
-        self.assertFalse(ReadFolders([]).holds(buffer))
+    def test_only_a_file_with_just_this_content_counts_as_the_buffer(self):
+        for number in (1, 100):
+            buffers = [seamless.Buffer(f"{number} {each}".encode()) for each in range(number)]
+            *others, last = buffers
+            name = last.get_checksum().hex()
+            with self.subTest(number):
+                self.assertEqual(self.folders.without(buffers), buffers)
+                put(self.folder / name[:2] / name, b"wrong")
+                self.assertEqual(self.folders.without(buffers), buffers)
+                put(self.folder / name, last.content)
+                self.assertEqual(self.folders.without(buffers), others)
+                self.assertEqual(ReadFolders([]).without(buffers), buffers)
 
     def test_a_path_is_there_or_not(self):
         put(self.folder / "ab" / ("ab" * 32), b"a file")

@@ -328,6 +328,52 @@ class Unconfirmed(ServiceCase):
         self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
         self.assertFalse(slot.busy)
 
+    async def test_it_is_recorded_also_when_its_last_caller_goes_in_the_turn_in_which_it_ends(self):
+        orders = {
+            "first it goes": lambda caller, receipt: (caller.cancel(), receipt.set_result(RESULT)),
+            "first it ends": lambda caller, receipt: (receipt.set_result(RESULT), caller.cancel()),
+        }
+        for name, both in orders.items():
+            for turns in range(4):
+                with self.subTest(name, turns=turns):
+                    await self.make()
+                    (slot,) = self.slots.slots
+                    caller = await self.call(request("1"))
+                    receipt = slot.owe()
+                    await self.settle()
+                    loop = asyncio.get_running_loop()
+                    if turns == 0:
+                        both(caller, receipt)
+                    elif name == "first it goes":
+                        # The end comes when the caller is on its way out, and the other way round.
+                        caller.cancel()
+                        self.after(turns, loop, lambda r=receipt: r.set_result(RESULT))
+                    else:
+                        receipt.set_result(RESULT)
+                        self.after(turns, loop, caller.cancel)
+                    heard = await asyncio.gather(caller, return_exceptions=True)
+                    await self.settle()
+                    recorded = [(request("1").checksum, RESULT.result_checksum)]
+                    went = isinstance(heard[0], asyncio.CancelledError)
+                    self.assertEqual(slot.recorded, recorded if went else [])
+
+    def after(self, turns, loop, do):
+        loop.call_soon(*((self.after, turns - 1, loop, do) if turns else (do,)))
+
+    async def test_whoever_follows_a_job_and_goes_leaves_nothing_behind(self):
+        caller = await self.call(request("1"))
+        for _ in range(5):
+            follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
+            await self.settle()
+            await self.leave(follower)
+        self.assertEqual([len(ends) for ends in self.service._ends.values()], [1])
+        follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
+        await self.settle()
+        self.slots.slots[0].end.set_result(RESULT)
+        await asyncio.wait_for(follower, 10)
+        self.assertIs(await caller, RESULT)
+        self.assertEqual(self.service._ends, {})
+
     async def test_without_callers_it_is_recorded_before_its_slot_is_free(self):
         (slot,) = self.slots.slots
         first = await self.call(request("1"))

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import unittest
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from unittest import mock
 
 from seamless_jobserver.messages import WorkerProgram
@@ -66,6 +66,33 @@ class NoSpace(unittest.TestCase):
                 check=False,
             )
         self.assertEqual((tried.returncode, tried.stdout), (0, "No space left on device\n"))
+
+
+class Answers(unittest.IsolatedAsyncioTestCase):
+    async def test_an_answer_that_fails_after_its_worker_has_ended_is_told_once(self):
+        loop = asyncio.get_running_loop()
+        faults = []
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        worker, question = Worker.__new__(Worker), Future()
+        worker._ended = loop.create_future()
+        question.set_running_or_notify_cancel()
+        answer = asyncio.ensure_future(worker.answered(question))
+        for step in (lambda: worker._ended.set_result(None), lambda: None, lambda: None):
+            step()
+            await asyncio.sleep(0)
+        question.set_exception(BrokenExecutor("its process ended"))
+        with self.assertRaisesRegex(BrokenExecutor, "its process ended"):
+            await asyncio.wait_for(answer, PATIENCE)
+        del answer, question
+        gc.collect()
+        self.assertEqual(faults, [])
+
+    async def test_one_that_never_comes_after_its_worker_has_ended_is_not_waited_for(self):
+        worker = Worker.__new__(Worker)
+        worker._ended = asyncio.get_running_loop().create_future()
+        worker._ended.set_result(None)
+        with mock.patch.object(workers, "END_LIMIT", 0.05), self.assertRaises(BrokenExecutor):
+            await asyncio.wait_for(worker.answered(Future()), PATIENCE)
 
 
 class Death(unittest.IsolatedAsyncioTestCase):

@@ -92,7 +92,7 @@ class Service:
         self._activity = activity
         self._table = JobTable()
         self._slots: Slots | None = None
-        self._ends: dict[int, list[asyncio.Future[Outcome]]] = {}
+        self._ends: dict[int, set[asyncio.Future[Outcome]]] = {}
         self._work: dict[asyncio.Task[None], Job] = {}
         self._places: dict[int, Slot] = {}
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
@@ -192,8 +192,12 @@ class Service:
 
     async def wait_for_end(self, checksum: str) -> None:
         """Return when no job of a transformation is under way any more."""
-        while ends := [self._end_of(job) for job in self._table.active(checksum)]:
-            await asyncio.wait(ends)
+        while ends := {job: self._end_of(job) for job in self._table.active(checksum)}:
+            try:
+                await asyncio.wait(ends.values())
+            finally:
+                for job, end in ends.items():
+                    self._withdraw(job, end)
 
     async def check_store(self) -> StoreCheck | None:
         """Have a worker that is idle use its store; None when none is idle now."""
@@ -253,7 +257,7 @@ class Service:
         job, new = self._table.join_or_add(request, nested=nested)
         asked_by = "another job" if nested else "a caller"
         if new:
-            self._ends[job.number] = []
+            self._ends[job.number] = set()
             self.journal.received(job)
             _log.info("received from %s", asked_by, extra={"job": job.checksum})
             self._dispatch()
@@ -269,23 +273,28 @@ class Service:
         try:
             return await end
         except asyncio.CancelledError:
-            if end.done() and not end.cancelled() and job.waiters == 1:
-                # It has gone at the very moment at which it would have had its answer.
-                self._errands.note_unheard(request, end.result())
+            if job.outcome is not None and job.waiters == 1:
+                # It has gone at the very moment at which it would have had its answer. (The job is
+                # asked, since the future was canceled first if that came first.)
+                self._errands.note_unheard(request, job.outcome)
                 self._dispatch()
             raise
         finally:
             job.waiters -= 1
-            if job.state.active:
-                self._ends[job.number].remove(end)
-                if not job.waiters:
-                    self._leave_alone(job)
+            self._withdraw(job, end)
+            if not job.waiters and job.state.active:
+                self._leave_alone(job)
 
     def _end_of(self, job: Job) -> "asyncio.Future[Outcome]":
         """Return a new future of how a job that is under way ends for its callers."""
         end = asyncio.get_running_loop().create_future()
-        self._ends[job.number].append(end)
+        self._ends[job.number].add(end)
         return end
+
+    def _withdraw(self, job: Job, end: "asyncio.Future[Outcome]") -> None:
+        """Let go of a future that `_end_of` has returned."""
+        if job.state.active:
+            self._ends[job.number].discard(end)
 
     def _leave_alone(self, job: Job) -> None:
         """Deal with a job whose last caller has gone."""
@@ -309,7 +318,7 @@ class Service:
 
     def _add_hosted(self, request: RunRequest, host: int) -> int:
         job = self._table.add_hosted(request, host)
-        self._ends[job.number] = []
+        self._ends[job.number] = set()
         self.journal.received(job)
         return job.number
 

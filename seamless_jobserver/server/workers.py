@@ -215,7 +215,8 @@ class Worker:
             await news
             if not question.done():
                 # Until what it has left behind is killed, and the executor has noticed.
-                await asyncio.wait({asyncio.wrap_future(question)}, timeout=END_LIMIT)
+                news = loop.create_future()
+                await asyncio.wait({news}, timeout=END_LIMIT)
             if not question.done():
                 raise BrokenExecutor("the worker has ended, and left processes behind")
             return question.result()

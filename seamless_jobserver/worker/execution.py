@@ -222,7 +222,7 @@ class Execution:
 
         if request.scratch:
             return self._begin_to_store_itself(request, complete())
-        # Last: what it returns has to be called, so that nothing which may fail comes after it.
+        # Last: what it returns has to be called, so nothing that may fail is to come after it.
         return self._begin_to_store(request, outcome, complete)
 
     def _begin_to_store_itself(self, request: RunRequest, outcome: Outcome) -> Ended:
@@ -297,8 +297,11 @@ class Execution:
                     ended()
                 except StoreUnavailable as error:
                     problem = problem or error
-            if problem is not None:
-                raise keep_safe(problem) from problem
+            try:
+                if problem is not None:
+                    raise keep_safe(problem) from problem
+            finally:
+                del problem  # its traceback refers to this frame, and that to the result
             return outcome
 
         small = sum(map(len, [*parts, *wholes])) <= _SMALL

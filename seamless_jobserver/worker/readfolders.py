@@ -58,8 +58,15 @@ class ReadFolders:
             found[start::_AT_ONCE] = buffers
         return found
 
-    def holds(self, buffer: seamless.Buffer) -> bool:
-        """Whether just this buffer is found; it is compared, which is sooner done than checked."""
+    def without(self, buffers: Sequence[seamless.Buffer]) -> list[seamless.Buffer]:
+        """Return those of `buffers` that are not found; files are compared with them."""
+        if not self._folders:
+            return list(buffers)
+        look = map if len(buffers) <= _FEW else self._pool.map
+        held = look(self._holds, buffers)
+        return [buffer for buffer, found in zip(buffers, held, strict=True) if not found]
+
+    def _holds(self, buffer: seamless.Buffer) -> bool:
         for path in self._paths(buffer.get_checksum().hex()):
             try:
                 with open(path, "rb", buffering=0) as file:

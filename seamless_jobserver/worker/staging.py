@@ -182,11 +182,9 @@ class Staging:
 
     def _not_there(self, buffers: list[seamless.Buffer]) -> list[seamless.Buffer]:
         """Leave out what lies whole in the store's own folder, such as most transformations."""
-        return [
-            buffer
-            for buffer in buffers
-            if len(buffer) > _LOOKED_FOR or not self._stored.holds(buffer)
-        ]
+        small = [buffer for buffer in buffers if len(buffer) <= _LOOKED_FOR]
+        large = [buffer for buffer in buffers if len(buffer) > _LOOKED_FOR]
+        return self._stored.without(small) + large
 
     def take_traffic(self) -> Traffic:
         """Return what was moved since the last call of this."""
