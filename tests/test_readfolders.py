@@ -3,11 +3,11 @@
 import hashlib
 import unittest
 
-import seamless
-
 from seamless_jobserver.transport import import_seamless_remote
 
-import_seamless_remote()
+import_seamless_remote()  # first: a thread of Seamless's own would import it on the real packages
+
+import seamless  # noqa: E402
 
 from seamless_jobserver.worker.readfolders import ReadFolders, store_folder  # noqa: E402
 from tests.stack import temporary_directory  # noqa: E402
