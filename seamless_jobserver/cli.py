@@ -9,7 +9,6 @@ Spawned workers import the module that started the server, hence the imports ins
 
 import argparse
 import io
-import logging
 import multiprocessing
 import os
 import signal
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if multiprocessing.active_children():
         # What cannot be killed, since it waits for a disk that does not answer, for example. The
         # interpreter would wait for it without a limit.
-        logging.shutdown()
+        eventlog.finish()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -684,7 +684,8 @@ class StoreFront(ThreadingHTTPServer):
     """Stands before the hashserver, and does to requests what a test tells it to.
 
     `refusals` are the statuses with which methods are answered, `hung` those that get no answer;
-    `seen` counts both. `passed` are the methods and paths of the others.
+    `seen` counts both. `passed` are the methods and paths of the others. `meetings` are barriers by
+    path, which a request passes with all the others of its barrier.
     """
 
     daemon_threads = True
@@ -694,6 +695,7 @@ class StoreFront(ThreadingHTTPServer):
         self.hung = set()
         self.seen = 0
         self.passed = []
+        self.meetings = {}
         self.closed = threading.Event()
         front = self
 
@@ -702,6 +704,8 @@ class StoreFront(ThreadingHTTPServer):
 
             def do_GET(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.path in front.meetings:
+                    front.meetings[self.path].wait(PATIENCE)
                 if self.command in front.hung:
                     front.seen += 1
                     self.close_connection = True
@@ -1073,6 +1077,22 @@ class StoreAway(Faults):
                 checksum = request["tf_checksum"][:12]
                 # A failure of ours, which is not remembered.
                 self.assertEqual(server.log.count(f"job {checksum}: failed"), 2)
+
+    def test_all_inputs_of_a_job_are_asked_for_at_the_same_time(self):
+        front, parameters = self.front()
+        server = self.start(parameters=parameters)
+        leaves = {f"{n}.txt": self.store.put(f"{self.id()} leaf {n}".encode()) for n in range(6)}
+        texts = {f"p{n}": f"{self.id()} {n}" for n in range(6)}
+        code = f"def f({', '.join(texts)}, tree):\n    return [len(tree), p5]\n"
+        request = self.store.request(code, output="plain", tree=leaves, **texts)
+        pins = request["transformation_dict"]
+        pins["tree"][0] = "folder"
+        wanted = [pin[2] for name, pin in pins.items() if not name.startswith("__")]
+        # None is answered before all that can be known by then have been asked for.
+        for checksums in (wanted, list(leaves.values())):
+            meeting = threading.Barrier(len(checksums))
+            front.meetings.update({f"/{checksum}": meeting for checksum in checksums})
+        self.assertEqual(self.value(server.run(request)), [6, texts["p5"]])
 
 
 class PromisedInputs(Faults):

@@ -1,10 +1,15 @@
 """The architecture, as imports: they go down only, and the server side is free of Seamless."""
 
 import ast
+import configparser
+import re
 import subprocess
 import sys
 import unittest
+from importlib import metadata
 
+from seamless_jobserver.server import lifecycle
+from seamless_jobserver.transport import STAND_INS
 from tests.stack import ROOT
 
 PACKAGE = ROOT / "seamless_jobserver"
@@ -93,3 +98,35 @@ class Imports(unittest.TestCase):
             "assert not loaded, loaded\n"
         )
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+class Requirements(unittest.TestCase):
+    """What pip is told that the package needs."""
+
+    def test_it_requires_the_four_seamless_packages_and_nothing_else(self):
+        setup = configparser.ConfigParser(interpolation=None)
+        setup.read(ROOT / "setup.cfg")
+        required = setup["options"]["install_requires"].split()
+        four = ["seamless-core", "seamless-transformer", "seamless-remote", "seamless-config"]
+        self.assertEqual(sorted(required), sorted(four))
+        # The server looks for these before it listens.
+        self.assertEqual(set(lifecycle._PACKAGES), SEAMLESS)
+        self.assertEqual(sorted(lifecycle._PACKAGES.values()), sorted(four))
+
+    def test_the_locked_down_list_is_what_these_need_without_what_there_are_stand_ins_for(self):
+        lines = (ROOT / "locked-down.txt").read_text().splitlines()
+        listed = {normalized(line) for line in lines if line and not line.startswith("#")}
+        left_out = {normalized(name) for name in STAND_INS if "." not in name}
+        needed, pending = set(), list(lifecycle._PACKAGES.values())
+        while pending:
+            name = normalized(pending.pop())
+            if name not in needed | left_out:
+                needed.add(name)
+                # Those with a marker are for other systems, or for extras.
+                pending += [one for one in metadata.requires(name) or () if ";" not in one]
+        self.assertEqual(listed, needed)
+
+
+def normalized(requirement):
+    """Return the name in a requirement, as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()

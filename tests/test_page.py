@@ -151,6 +151,10 @@ class Tabs(OnAStore):
                 told.append(f"{one['id']}: {one['help']}: {nodes[:3]}")
         self.assertEqual(told, [])
 
+    def answering(self, page, address, **answer):
+        """Have what the page asks for at an address be answered so."""
+        page.route(re.compile(address), lambda route: route.fulfill(**answer))
+
 
 class Page(Tabs):
     """With jobs in every state."""
@@ -432,6 +436,72 @@ class Overview(Page):
             self.assertIn("http://127.0.0.1:5533/", page.inner_text("#server"))
             self.assertIn("ssh -N -L 5533:127.0.0.1:5533 ", page.inner_text("#server"))
 
+    def test_what_needs_somebodys_attention_is_said_first(self):
+        status = self.server.request("GET", "/status").json
+        server, (worker, *others) = status["server"], status["workers"]
+        shown = [status]
+        with self.tab() as page:
+            page.route(re.compile(r"/status\?"), lambda route: route.fulfill(json=shown[0]))
+            page.reload()
+            self.overview(page)
+            notices = page.locator("#notices .notice")
+            expect(notices).to_have_count(0, timeout=LIMIT)
+            for change, words in (
+                (
+                    {"server": {**server, "exposed": True}},
+                    f"Others can get in without a password: {server['access']}",
+                ),
+                ({"server": {**server, "ending": True}}, "It is ending: it takes no new jobs"),
+                (
+                    {"workers": [{**worker, "state": "down"}, *others]},
+                    f"Worker {worker['number']} is down: it is being started again.",
+                ),
+                (
+                    {"workers": [{**worker, "state": "down", "problem": "No memory."}, *others]},
+                    f"Worker {worker['number']} is down: No memory.",
+                ),
+            ):
+                shown[0] = {**status, **change}
+                with self.subTest(words):
+                    # The texts of one notice alone; there is no other.
+                    expect(notices).to_contain_text([words], timeout=LIMIT)
+            self.check_accessible(page)
+
+    def test_it_counts_down_to_its_end_while_nobody_uses_it(self):
+        status = self.server.request("GET", "/status").json
+        shown = [status]
+        with self.tab() as page:
+            page.route(re.compile(r"/status\?"), lambda route: route.fulfill(json=shown[0]))
+            page.reload()
+            self.overview(page)
+            for timeout, left, bar, rule in (
+                (None, None, r"^up [^·]+$", "It stays up, however long nobody uses it."),
+                (600, None, r" · in use$", "It ends after 10 min without a request or a running"),
+                (600, 90.5, r" · ends in 1 min \d\d s if unused$", "That is at "),
+            ):
+                server = {**status["server"], "idle_timeout": timeout, "idle_left": left}
+                shown[0] = {**status, "server": server}
+                with self.subTest(bar):
+                    life = expect(page.locator("#life"))
+                    life.to_have_text(re.compile(bar), timeout=LIMIT)
+                    expect(page.locator("#server")).to_contain_text(rule, timeout=LIMIT)
+
+    def test_its_addresses_are_there_to_be_copied(self):
+        port = self.server.port
+        with self.tab() as page:
+            self.overview(page)
+            for what, text in (
+                ("the address", f"http://127.0.0.1:{port}/"),
+                ("the command", f"ssh -N -L {port}:127.0.0.1:{port} "),
+            ):
+                button = f'[aria-label="Copy {what}"]'
+                page.click(f"#server {button}")
+                told = page.locator(f"#server .copyable:has({button}) [role=status]")
+                words = re.compile("^(Copied|It is selected)")
+                expect(told).to_have_text(words, timeout=LIMIT)
+                selected = page.evaluate("getSelection().toString()")
+                self.assertTrue(selected.startswith(text), selected)
+
 
 class OneJob(Page):
     def test_each_state_is_shown_with_what_explains_it(self):
@@ -484,6 +554,43 @@ class OneJob(Page):
             heading = expect(page.locator("#job h1"))
             heading.to_have_text("Unknown job", timeout=LIMIT)
             self.check_accessible(page)
+
+    def test_what_became_of_a_cancellation_is_told_as_the_server_has_it(self):
+        for told, answer in (
+            ("It was not canceled: it is done.", {"json": {"canceled": False, "status": "done"}}),
+            ("it answers 503: It is ending.", {"status": 503, "body": "It is ending."}),
+        ):
+            with (
+                self.subTest(told),
+                self.tab(f"#/jobs/{self.jobs['waiting']}", complaint="503") as page,
+            ):
+                self.answering(page, "/cancel-transformation/", **answer)
+                page.click("text=Cancel this job")
+                page.click("text=Yes, cancel it")
+                expect(page.locator(".answer")).to_contain_text(told, timeout=LIMIT)
+                self.assertTrue(page.evaluate("document.activeElement.matches('.answer')"))
+                self.assertTrue(page.locator("text=Cancel this job").is_visible())
+        self.assertEqual(self.server.job_status(self.jobs["waiting"]), "running")
+
+    def test_before_a_job_is_canceled_it_is_said_what_becomes_of_its_work(self):
+        status = self.server.request("GET", "/status").json
+        for reclaims, words in (
+            (False, "the process runs on until the job ends, and its worker is busy until then"),
+            (True, "the process that runs it is ended, with all that it has started"),
+        ):
+            server = {**status["server"], "reclaims": reclaims}
+            with self.subTest(words), self.tab(f"#/jobs/{self.jobs['running']}") as page:
+                self.answering(page, r"/status\?", json={**status, "server": server})
+                page.reload()
+                page.click("text=Cancel this job")
+                question = page.locator(".confirm")
+                expect(question).to_contain_text(words, timeout=LIMIT)
+                # Whoever presses Enter once too often cancels nothing.
+                focused = page.evaluate("document.activeElement.textContent")
+                self.assertEqual(focused, "No, let it go on")
+                page.keyboard.press("Enter")
+                expect(question).to_be_hidden(timeout=LIMIT)
+        self.assertEqual(self.server.job_status(self.jobs["running"]), "running")
 
 
 class Unusual(Tabs):
@@ -588,6 +695,21 @@ class Unusual(Tabs):
         with self.tab(f"#/jobs/{checksum}") as page:
             page.click("text=Cancel this job")
             self.check_accessible(page)
+
+    def test_a_job_that_ends_while_it_is_asked_about_has_nothing_to_cancel_any_more(self):
+        checksum, answer = self.run_job(HELD, gate=str(self.gate), n=10)
+        self.wait_for(lambda status: status["running"], "it runs")
+        with self.tab(f"#/jobs/{checksum}") as page:
+            page.click("text=Cancel this job")
+            self.gate.touch()
+            answer.result(PATIENCE)
+            told = expect(page.locator(".answer"))
+            told.to_contain_text("nothing to cancel any more", timeout=LIMIT)
+            self.assertFalse(page.locator("text=Yes, cancel it").is_visible())
+            self.assertTrue(page.evaluate("document.activeElement.matches('.answer')"))
+            # Another run is another job, of which nothing was asked.
+            self.run_job(HELD, gate=str(self.gate), n=10)[1].result(PATIENCE)
+            told.to_have_text("", timeout=LIMIT)
 
 
 class Silence(Tabs):

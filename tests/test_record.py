@@ -5,10 +5,20 @@ import re
 import shutil
 import socket
 import sys
+import urllib.request
 from unittest import mock
 
 from seamless_jobserver.worker import measure
-from tests.stack import JOBSERVER_PYTHON, ROOT, TESTS_BIN, ClientHung, run_client, wait_until
+from tests.stack import (
+    JOBSERVER_PYTHON,
+    PATIENCE,
+    ROOT,
+    TESTS_BIN,
+    ClientHung,
+    read_json,
+    run_client,
+    wait_until,
+)
 from tests.test_running import ADD, MEGABYTE, OnAStore
 from tests.test_workflow import OnACluster
 
@@ -144,6 +154,36 @@ def flat_record(record):
     return flat(record, whole=freshness)
 
 
+# The two that it asks for wait until there are two processes.
+NESTED = """
+import seamless.config
+seamless.config.init()
+import json, seamless
+from seamless.transformer import direct
+
+@direct
+def outer(place):
+    from seamless.transformer import delayed
+
+    @delayed
+    def meet(number, place):
+        import os, time
+        open(os.path.join(place, str(os.getpid())), "w").close()
+        deadline = time.monotonic() + 20
+        while len(os.listdir(place)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return [number, os.getpid()]
+
+    members = [meet(number, place) for number in range(2)]
+    for member in members:
+        member.start()
+    return [member.run() for member in members]
+
+print("VALUE", json.dumps(outer({place!r})))
+seamless.close()
+"""
+
+
 class WithRecords(OnACluster):
     def setUp(self):
         super().setUp()
@@ -255,6 +295,47 @@ class ThroughUs(WithRecords):
         self.assertLessEqual(different, OF_THE_PROCESS)
         # The probes were made in such a process.
         self.assertTrue(ours["diagnostics.checks.sys_path_roots.ok"])
+
+    def test_jobs_that_a_job_asks_for_have_records_as_whole_as_its_own(self):
+        clusters = self.cluster.directory / ".seamless" / "clusters.yaml"
+        clusters.write_text(clusters.read_text().replace("workers: 1\n", "workers: 2\n"))
+        self.configure("remote")
+        self.probe()
+        wait_until(
+            lambda: self.cluster.log("jobserver").count(" is ready (pid ") >= 2,
+            "both workers are ready",
+        )
+        place = self.directory / "meeting"
+        place.mkdir()
+        output = self.run_script(NESTED.format(place=str(place))).stdout
+        self.assertIn("VALUE ", output)
+        value = json.loads(re.search(r"(?m)^VALUE (.*)$", output)[1])
+        self.assertEqual([number for number, _ in value], [0, 1])
+        status = read_json(self.cluster.status_file("jobserver"))
+        url = f"http://127.0.0.1:{status['port']}/jobs?limit=3"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            jobs = {(job["by"], job["hosted"]): job for job in json.load(answer)["jobs"]}
+        self.assertEqual(set(jobs), {("caller", False), ("job", False), ("job", True)})
+        pids = {}
+        for which, job in jobs.items():
+            with self.subTest(which):
+                record = self.record_of(status, job["checksum"])
+                self.check_record(record, "python")
+                self.assertEqual(record["execution_mode"], "remote")
+                self.assertEqual(record["result_checksum"], job["result"])
+                pids[which] = record["pid"]
+        self.assertEqual(pids["job", True], pids["caller", False], "it ran inside of it")
+        self.assertEqual({pids["job", True], pids["job", False]}, {pid for _, pid in value})
+
+    def record_of(self, status, checksum):
+        """Return what the database of a jobserver, which has this status file, has as a record."""
+        asked = urllib.request.Request(
+            status["parameters"]["database"][0]["remote_url"].rstrip("/") + "/",
+            data=json.dumps({"type": "metadata", "checksum": checksum}).encode(),
+            method="GET",
+        )
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+            return json.load(answer)
 
 
 class BesideALocalRun(WithRecords):

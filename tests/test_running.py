@@ -16,6 +16,7 @@ from seamless_jobserver.processtree import ProcessId
 from tests.stack import (
     JOBSERVER_PYTHON,
     PATIENCE,
+    ROOT,
     Jobserver,
     Store,
     temporary_directory,
@@ -235,6 +236,42 @@ class Results(OnOneServer):
             check=False,
         )
         self.assertEqual(found, probe.stdout.strip() or "absent")
+
+    def test_workers_use_the_addresses_that_the_status_file_has_for_their_own_machine(self):
+        readme = (ROOT / "README.rst").read_text()
+        shown, _ = json.JSONDecoder().raw_decode(readme, readme.index('{"parameters": {'))
+        by_hand = json.dumps(shown["parameters"])
+        for example, real in (
+            ("http://localhost:61100", f"http://127.0.0.1:{self.store.hashserver_port}"),
+            ("http://localhost:61200", f"http://127.0.0.1:{self.store.database_port}"),
+            ("/scratch/me/buffers", str(self.store.buffers)),
+        ):
+            self.assertIn(example, by_hand)
+            by_hand = by_hand.replace(example, real)
+        # What the client of a tunnel sees is good on its machine only.
+        tunneled = self.store.parameters(read_folder=True)
+        for client in (*tunneled["buffer"], *tunneled["database"]):
+            client["url"] = "http://127.0.0.1:9"
+        tunneled["buffer"][0]["directory"] = str(self.directory)
+        for number, (name, parameters) in enumerate(
+            {"by hand": json.loads(by_hand), "through a tunnel": tunneled}.items(), 1
+        ):
+            with self.subTest(name):
+                server = self.start(parameters=parameters)
+                request = self.store.request(ADD, a=number, b=70_000)
+                before = len(self.store.log())
+                self.assertEqual(self.value(server.run(request)), 70_000 + number)
+                log = self.store.log()[before:]
+                for pin in ("a", "b", "code"):
+                    checksum = request["transformation_dict"][pin][2]
+                    self.assertNotIn(f"GET /{checksum}", log, "it is in the folder")
+                found = wait_until(
+                    lambda s=server: (
+                        (answer := s.request("POST", "/check-store")).status == 200 and answer
+                    ),
+                    "an idle worker has asked them",
+                ).json
+                self.assertEqual((found["hashserver"], found["database"]), (None, None))
 
 
 class Failures(OnOneServer):

@@ -428,6 +428,16 @@ class SharedProcess(OnAStore):
         self.assertEqual(self.value(server.run(self.store.request(code, a=12))), 12)
         self.assertNotIn("is replaced", server.log)
 
+    def test_a_raised_nice_value_is_put_back_or_costs_the_worker(self):
+        code = "def f(nonce):\n    import os\n    return os.getpriority(os.PRIO_PROCESS, 0)\n"
+
+        def niceness():
+            return self.value(self.server.run(self.store.request(code, output="plain", nonce=0)))
+
+        before = niceness()
+        self.meddle("os.nice(5)")  # which root may take back, and nobody else
+        self.assertEqual(niceness(), before, self.server.log[-1000:])
+
 
 class Metadata(OnAStore):
     shares_store = True

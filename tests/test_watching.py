@@ -26,7 +26,7 @@ from seamless_jobserver.display import _cut, fair_shares
 from seamless_jobserver.server.overview import Overview
 from seamless_jobserver.top import Looks
 from tests.constants import constants
-from tests.stack import PATIENCE, Jobserver, Store, temporary_directory, wait_until
+from tests.stack import PATIENCE, ROOT, Jobserver, Store, temporary_directory, wait_until
 from tests.test_running import OnAStore
 
 PRINTING = "def printing(n):\n    print('line', n)\n    return n\n"
@@ -252,6 +252,23 @@ class Status(Watched):
         self.gate.touch()
         wait_until(lambda: self.status()["server"]["idle_left"], "its work has ended too")
 
+    def test_fields_and_metrics_are_those_that_are_documented_and_no_others(self):
+        text = (ROOT / "docs" / "watching.rst").read_text()
+        _, _, text = text.partition("\n``GET /status``\n")
+        of_status, _, text = text.partition("\n``GET /metrics``\n")
+        of_metrics, _, _ = text.partition("\nThe server's own log\n")
+        checksum, answer = self.run_job(PRINTING, n=1)
+        answer.result(PATIENCE)
+        status = self.status()
+        parts = [status, *(status[name] for name in ("server", "machine", "totals", "series"))]
+        parts += [status["workers"][0], status["ended"][0]]
+        parts += [self.job(checksum), self.get("/jobs").json]
+        # What is asked with, and a value.
+        others = {"after", "limit", "caller"}
+        self.assertEqual(_named(of_status) - others, set().union(*parts))
+        told = re.findall(r"(?m)^# TYPE seamless_jobserver_(\w+) ", self.get("/metrics").text)
+        self.assertEqual(_named(of_metrics) - {"seamless_jobserver_"}, set(told))
+
 
 class Logs(Watched):
     def test_output_can_be_read_while_a_job_runs_and_after_it(self):
@@ -348,6 +365,22 @@ class Logs(Watched):
         self.assertEqual(log.headers["content-type"], "text/plain; charset=utf-8")
         self.assertEqual(log.headers["x-content-type-options"], "nosniff")
 
+    def test_of_much_output_the_last_megabyte_is_given_and_it_is_said_where_that_begins(self):
+        code = "def f(n):\n    for i in range(n): print('line %9d' % i)\n    return n\n"
+        checksum, answer = self.run_job(code, n=100_000)
+        answer.result(PATIENCE)
+        last, total = f"line {99_999:9d}\n", 15 * 100_000
+        missing = total - 2**20
+        whole = self.get(f"/jobs/{checksum}/log").text
+        self.assertTrue(whole.startswith(f"[… {missing} bytes left out …]\n"), whole[:100])
+        self.assertTrue(whole.endswith(last))
+        text, start, run = self.log(checksum, 0)
+        self.assertEqual((start, len(text)), (missing, 2**20))
+        self.assertTrue(whole.endswith(text), "without a line of the server's own")
+        self.assertEqual(self.log(checksum, total - 15), (last, total - 15, run))
+        job = self.job(checksum)
+        self.assertEqual((job["output"], job["dropped"]), (total, missing))
+
 
 class CanceledButRunning(Watched):
     def test_it_is_told_for_as_long_as_its_work_holds_the_worker(self):
@@ -386,6 +419,30 @@ class Hosted(Watched):
         answer.result(PATIENCE)
         self.assertEqual(self.job(inner["checksum"])["within"], outer)
         self.assertIsNone(self.job(outer)["within"])
+
+    def test_canceling_it_tells_others_who_wait_and_the_job_around_it_uses_the_result(self):
+        outer, answer = self.run_job(OUTER, gate=str(self.gate))
+        running = wait_until(
+            lambda: len(self.status()["running"]) == 2 and self.status()["running"], "both run"
+        )
+        (inner,) = (job for job in running if job["hosted"])
+        pins = {pin.pop("name"): list(pin.values()) for pin in self.job(inner["checksum"])["pins"]}
+        request = {
+            "transformation_dict": {"__output__": ["result", "mixed", None], **pins},
+            "tf_checksum": inner["checksum"],
+            "scratch": True,  # which any run serves
+        }
+        other = self.callers.submit(self.server.run, request)
+        wait_until(lambda: "joined by a caller" in self.server.log, "it is joined")
+        canceled = self.server.cancel(inner["checksum"])
+        self.assertEqual(canceled, {"canceled": True, "status": "canceled"})
+        self.assertEqual(other.result(PATIENCE).text, "Transformation was canceled")
+        self.assertEqual(self.job(outer)["state"], "running")
+        self.gate.touch()
+        ended = answer.result(PATIENCE)
+        self.assertEqual(ended.status, 200, ended.text)
+        self.assertEqual(self.store.get(ended.json["result_checksum"]), b"1\n")
+        self.assertEqual(self.job(inner["checksum"])["state"], "canceled")
 
 
 class Metrics(Watched):
@@ -604,13 +661,17 @@ class Commands(Watched):
             with self.subTest(code):
                 self.check_terminal(ending, code)
 
-    def check_terminal(self, end, code):
+    def check_terminal(self, end, code, *shell):
+        """Show it in a terminal, if need be by way of a `shell`, until `end` has ended it."""
         ours, theirs = pty.openpty()
         before = termios.tcgetattr(theirs)
         with open(ours, "r+b", buffering=0) as terminal, open(theirs, "r+b", buffering=0) as side:
             command = [sys.executable, "-m", "seamless_jobserver", "top", "--interval", "0.1"]
             shown = subprocess.Popen(
-                [*command, f"http://127.0.0.1:{self.server.port}"], stdin=side, stdout=side
+                [*shell, *command, f"http://127.0.0.1:{self.server.port}"],
+                stdin=side,
+                stdout=side,
+                env={**os.environ, "TERM": "xterm"},
             )
             printed = b""
             while b"1 running, 0 waiting" not in printed:
@@ -761,6 +822,75 @@ class Commands(Watched):
                 result = self.command(*arguments)
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(message, result.stderr)
+
+    def test_top_ends_at_its_keys_alone_and_ctrl_z_does_not_stop_it(self):
+        self.hold()
+        # A shell with a terminal of its own, which it lends to what it runs, as a person's does.
+        shell = ("setsid", "--ctty", "sh", "-mc", '"$@"; exit $?', "sh")
+        # Where it is ignored, as for what a shell runs in the background, so it would be there.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        for key in (b"Q", b"\x03", b"\x04"):
+            with self.subTest(key):
+                self.check_terminal(
+                    lambda terminal, _, key=key: self.press(terminal, key), 0, *shell
+                )
+
+    def press(self, terminal, key):
+        """Press Ctrl-Z and a key that means nothing; then, once it has gone on looking, `key`."""
+        terminal.write(b"\x1ax")
+        looks = b""
+        # More than a terminal holds of what was shown before.
+        while looks.count(b"\x1b[H") < 10:
+            self.assertTrue(select.select([terminal], [], [], PATIENCE)[0], looks)
+            looks += terminal.read(4096)
+        terminal.write(key)
+
+    def test_top_prints_once_and_in_plain_text_on_a_terminal_that_is_dumb(self):
+        self.hold()
+        ours, theirs = pty.openpty()
+        with open(ours, "r+b", buffering=0) as terminal, open(theirs, "r+b", buffering=0) as side:
+            shown = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "seamless_jobserver",
+                    "top",
+                    f"127.0.0.1:{self.server.port}",
+                ],
+                stdin=side,
+                stdout=side,
+                env={**os.environ, "TERM": "dumb"},
+            )
+            self.addCleanup(shown.wait, PATIENCE)
+            self.addCleanup(shown.kill)
+            printed = b""
+            while b"1 running, 0 waiting" not in printed:
+                self.assertTrue(select.select([terminal], [], [], PATIENCE)[0], printed)
+                printed += terminal.read(4096)
+            self.assertNotIn(b"\x1b", printed)
+            self.assertEqual(shown.wait(PATIENCE), 0)
+
+    def test_top_asks_for_failures_among_more_jobs_than_it_was_told_of(self):
+        few = self.place / "few-told"
+        few.mkdir()
+        self.fresh = constants(
+            few, {"server.overview.FRESH": 0.05, "server.overview.MOST_ENDED": 1}
+        )
+        self.server = self.start(name="few")
+        looks = Looks(Server(f"127.0.0.1:{self.server.port}"))
+        self.run_job(PRINTING, n=1)[1].result(PATIENCE)
+        looks.lines(80)
+        for code, n in ((FAILING, 2), (PRINTING, 3), (PRINTING, 4)):
+            self.run_job(code, n=n)[1].result(PATIENCE)
+        text = "\n".join(looks.lines(80))
+        self.assertIn("no such luck", text)
+        self.assertEqual(text.count("printing"), 3)
+
+
+def _named(text):
+    """Return the names that a text in reStructuredText shows as such."""
+    return set(re.findall(r"``([a-z_]+)``", text))
 
 
 def _terminate(terminal, process):

@@ -31,6 +31,11 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(handlers=[_Moment(output)], level=level.upper(), force=True)
 
 
+def finish() -> None:
+    """Write what is still kept, before the process ends in a way that would lose it."""
+    logging.shutdown()
+
+
 class _Moment(logging.handlers.MemoryHandler):
     """Keeps what the event loop tells for a moment; `logging.shutdown` writes what is left."""
 
