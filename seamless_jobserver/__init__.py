@@ -9,8 +9,8 @@ The architecture, from the outside in:
 - ``worker``: what runs inside each worker process, an ordinary Seamless process.
 - ``transport``: lets seamless-remote run on the standard library alone.
 - ``messages``, ``progress``, ``receipts``: what crosses between the two.
-- ``errors``, ``http1``, ``processtree``, ``passwordfile``, ``spool``: what several know; pure
-  standard library.
+- ``errors``, ``http1``, ``processtree``, ``peer``, ``passwordfile``, ``spool``: what several know;
+  pure standard library.
 """
 
 __version__ = "1.0.0"

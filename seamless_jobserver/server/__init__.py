@@ -1,9 +1,9 @@
 """The listening process: it queues and answers, and imports no Seamless package.
 
-- From start to end: ``lifecycle``, ``ending``, ``idle``, ``statusfile``, ``guardian``,
-  ``eventlog``.
-- Connections: ``http`` accepts them and ``connection`` serves them; ``access``, ``peer``,
-  ``doorstep``, ``refusals`` and ``places`` say who gets in, and ``hangups`` notices who goes.
+- From start to end: ``lifecycle``, ``workingdirectory``, ``ending``, ``idle``, ``statusfile``,
+  ``guardian``, ``eventlog``.
+- Connections: ``http`` accepts them and ``connection`` serves them; ``access``, ``doorstep``,
+  ``loopback``, ``refusals`` and ``places`` say who gets in, and ``hangups`` notices who goes.
 - Requests: ``routes``, ``payload``, ``response``.
 - Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``jobs``, ``attempt``,
   ``failures`` and ``errands``.

@@ -1,11 +1,13 @@
 """What runs inside each worker process: an ordinary Seamless process that runs one job at a time.
 
-It imports nothing of ``server``; the executor's pipe is the only way between the two.
+It imports nothing of ``server``. Between the two are the executor's pipes, the pipe of receipts and
+a file that shows the progress of a job; nested jobs are asked for over HTTP.
 
 - A job: ``entry``, ``execution``, ``bash``, ``nested``, ``failure``, ``naming``, ``record``.
 - Its buffers: ``staging`` with ``lane``, ``pins``, ``nearby``, ``readfolders`` and ``inputcache``;
   ``confirmations`` and ``safekeeping`` once it has a result.
-- Apart from the next one: ``isolation``, ``limits``, ``capture``, ``memory``.
+- Apart from the next one: ``isolation``, ``limits``, ``capture``, ``memory``; from other threads:
+  ``syntaxtrees``.
 - What it takes: ``measure``, ``memorypeak``.
 - ``storecheck``, for the command ``check``.
 """
