@@ -366,13 +366,13 @@ class Unconfirmed(ServiceCase):
             follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
             await self.settle()
             await self.leave(follower)
-        self.assertEqual([len(ends) for ends in self.service._ends.values()], [1])
+        self.assertEqual([len(ends) for ends in self.service._ledger._ends.values()], [1])
         follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
         await self.settle()
         self.slots.slots[0].end.set_result(RESULT)
         await asyncio.wait_for(follower, 10)
         self.assertIs(await caller, RESULT)
-        self.assertEqual(self.service._ends, {})
+        self.assertEqual(self.service._ledger._ends, {})
 
     async def test_without_callers_it_is_recorded_before_its_slot_is_free(self):
         (slot,) = self.slots.slots
@@ -555,7 +555,7 @@ class TheLog(ServiceCase):
                 ),
             )
         ):
-            with self.subTest(text), self.assertLogs("seamless_jobserver.server.service") as logs:
+            with self.subTest(text), self.assertLogs("seamless_jobserver.server.ledger") as logs:
                 task = await self.call(request(f"{digit}"))
                 self.slots.slots[0].job_name = "simulate"
                 self.slots.slots[0].end.set_result(outcome)
@@ -657,7 +657,7 @@ class Mishaps(ServiceCase):
     async def test_a_caller_that_goes_as_its_answer_comes_leaves_a_result_that_is_recorded(self):
         (slot,) = self.slots.slots
         first = await self.call(request("1"))
-        self.service._log_end = lambda *_: first.cancel()
+        self.service._ledger._log_end = lambda *_: first.cancel()
         slot.end.set_result(RESULT)
         with self.assertRaises(asyncio.CancelledError):
             await asyncio.wait_for(first, 20)
@@ -669,13 +669,13 @@ class Nested(ServiceCase):
     async def test_one_of_whose_beginning_nobody_has_heard_ends_as_it_ends(self):
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), 1)
-        await self.service.end_hosted(number, RESULT)
+        await self.service.hosting.ended(number, RESULT)
         self.assertIs(await self.service.status(request("2").checksum), State.DONE)
 
     async def test_one_of_whose_end_nobody_tells_ends_with_the_job_around_it(self):
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), 1)
-        await self.service.start_hosted(number, "inner")
+        await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run(request("2")))
         await self.settle()
         self.slots.slots[0].end.set_result(RESULT)
@@ -687,7 +687,7 @@ class Nested(ServiceCase):
         (slot,) = self.slots.slots
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), slot.number)
-        await self.service.start_hosted(number, "inner")
+        await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run(request("2")))
         await self.settle()
         slot.down = True
@@ -707,10 +707,10 @@ class Nested(ServiceCase):
         await self.call(request("1"))
         top = await self.call(request("2"))  # it waits for the only slot
         number = await self.service.run_nested(request("2"), 1)
-        await self.service.start_hosted(number, "inner")
+        await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
         await self.settle()
-        await self.service.end_hosted(number, RESULT)
+        await self.service.hosting.ended(number, RESULT)
         self.assertIs(await asyncio.wait_for(other, 20), RESULT)
         # Who waits in the queue for the very same has it too, and it is not run again.
         self.assertIs(await asyncio.wait_for(top, 20), RESULT)
@@ -725,7 +725,7 @@ class Nested(ServiceCase):
             await self.call(request("3")),
         ]
         number = await self.service.run_nested(request("2"), 1)
-        await self.service.end_hosted(number, RESULT)
+        await self.service.hosting.ended(number, RESULT)
         await self.settle()
         for other in others:
             self.assertFalse(other.done())
@@ -754,12 +754,12 @@ class Nested(ServiceCase):
         await self.make(reclaim_canceled=True)
         await self.call(request("1"))
         number = await self.service.run_nested(request("2"), 1)
-        await self.service.start_hosted(number, "inner")
+        await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
         await self.settle()
         await self.leave(other)
         self.assertIs(await self.service.status(request("2").checksum), State.RUNNING)
-        await self.service.end_hosted(number, RESULT)
+        await self.service.hosting.ended(number, RESULT)
         self.assertIs(await self.service.status(request("2").checksum), State.DONE)
 
     async def test_a_nested_job_never_waits_for_a_slot(self):
@@ -768,11 +768,11 @@ class Nested(ServiceCase):
         self.assertIsInstance(number, int)
         # Not before its host has begun with it may others wait for it.
         self.assertNotEqual(await self.service.run_nested(request("2"), 1), number)
-        await self.service.start_hosted(number, "inner")
+        await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
         await self.settle()
         self.assertFalse(other.done())
-        await self.service.end_hosted(number, RESULT)
+        await self.service.hosting.ended(number, RESULT)
         self.assertIs(await other, RESULT)
 
     async def test_what_a_worker_hosted_ends_with_it(self):
@@ -786,7 +786,7 @@ class Nested(ServiceCase):
             with self.subTest(verdict):
                 one = request(f"{digit}")
                 number = await self.service.run_nested(one, 7)
-                await self.service.start_hosted(number, "inner")
+                await self.service.hosting.started(number, "inner")
                 other = asyncio.ensure_future(self.service.run(one))
                 await self.settle()
                 ended[0](7, verdict)

@@ -5,8 +5,8 @@
 - Connections: ``http`` accepts them and ``connection`` serves them; ``access``, ``doorstep``,
   ``loopback``, ``refusals`` and ``places`` say who gets in, and ``hangups`` notices who goes.
 - Requests: ``routes``, ``payload``, ``response``.
-- Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``jobs``, ``attempt``,
-  ``failures`` and ``errands``.
+- Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``ledger``, ``jobs``,
+  ``hosting``, ``attempt``, ``failures`` and ``errands``.
 - Workers: ``slots``, ``slot``, ``workers``, ``casualties``.
 - For people who watch: ``watching``, ``overview``, ``journal``, ``joboutput``, ``exposition``,
   ``metrics`` and the files of ``page``.

@@ -106,9 +106,9 @@ class Routes:
                 lambda request: self._service.run_nested(request, slot), body, wait_for
             )
         work = (
-            self._service.start_hosted(int(number), str(json.loads(body).get("name", "")))
+            self._service.hosting.started(int(number), str(json.loads(body).get("name", "")))
             if event == "started"
-            else self._service.end_hosted(int(number), Outcome.from_json(json.loads(body)))
+            else self._service.hosting.ended(int(number), Outcome.from_json(json.loads(body)))
         )
         self._bridge.ask(work, _ANSWER_LIMIT)
         return Response(204, b"")

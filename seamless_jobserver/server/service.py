@@ -1,11 +1,11 @@
-"""The service: run, status, cancel, close. Sole owner of the job table and the slots.
+"""The service: run, status, cancel, close. Sole owner of the ledger of jobs and the slots.
 
 All of it runs on the event loop of the bridge, in one thread, so that no lock is needed: between
 two ``await``s nothing else happens.
 
-Every caller of a job waits for a future of its own, so that one which gives up leaves the others
-alone; they are resolved together, when the job ends for its callers. The work of a job is a task of
-its own, since it can go on after the job has ended for its callers, or after they have all gone:
+What happens to a job is written down in the `ledger`, which tells its callers of its end; here is
+decided what happens, and when. The work of a job is a task of its own, since it can go on after the
+job has ended for its callers, or after they have all gone:
 
 - A *canceled* job keeps its slot until the work ends by itself, and what comes out of it is thrown
   away; with `Policy.reclaim_canceled` its worker is ended instead.
@@ -14,9 +14,7 @@ its own, since it can go on after the job has ended for its callers, or after th
 - A small *result* is confirmed by the store while the slot of its job may have the next one.
 - A job that *failed* by its own doing is remembered for a moment (`server.failures`).
 
-A job that another job asks for gets a slot that is free at that moment, or is *hosted*: run by the
-worker that asks, in the process whose own job is only waiting for it. It never waits for a slot, so
-that jobs that wait for each other cannot fill all slots.
+A job that another job asks for gets a slot that is free at that moment, or is hosted (`hosting`).
 """
 
 import asyncio
@@ -30,36 +28,22 @@ from seamless_jobserver.messages import CANCELED, Ending, Outcome, RunRequest, S
 from seamless_jobserver.server.attempt import attempt
 from seamless_jobserver.server.errands import Errands
 from seamless_jobserver.server.failures import RecentFailures
+from seamless_jobserver.server.hosting import Hosting
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
-from seamless_jobserver.server.jobs import Event, Job, JobTable, State
-from seamless_jobserver.server.journal import Entry, Journal, problem_of
+from seamless_jobserver.server.jobs import Event, Job, State
+from seamless_jobserver.server.ledger import EVENTS, Ledger
 from seamless_jobserver.server.slot import Slot, SlotState
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
 
-_EVENTS: Final[dict[Ending, Event]] = {
-    Ending.RESULT: Event.SUCCEED,
-    Ending.REMOTE_JOB_WRITTEN: Event.SUCCEED,
-    Ending.FAILED: Event.FAIL,
-    Ending.INPUT_MISSING: Event.FAIL,
-    Ending.INPUT_UNDELIVERED: Event.FAIL,
-    Ending.STORE_FAILED: Event.FAIL,
-    Ending.CRASHED: Event.CRASH,
-    Ending.LOST: Event.LOSE,
-    Ending.NOT_BEGUN: Event.LOSE,
-}
 _NO_FAILURE: Final = frozenset({Ending.RESULT, Ending.REMOTE_JOB_WRITTEN, Ending.CANCELED})
 """Endings that nobody needs an explanation for; every other is told with what the job printed."""
-
-
 FAILURE_MEMORY: Final = 3.0
 """Seconds; a client sends a job that has failed again at once, four times."""
 ABANDONED_AFTER: Final = 60.0
-_MOMENT: Final = 0.002
-"""Seconds from the end of a job until the journal writes it up: enough for its answer to go out."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +70,17 @@ class Service:
 
     def __init__(self, *, policy: Policy, output: JobOutput, activity: Activity) -> None:
         self._policy = policy
+        self._failures = RecentFailures(policy.failure_memory)
+        self._ledger = Ledger(self._failures)
+        self.journal = self._ledger.journal
+        self.hosting = Hosting(self._ledger)
         self.output = output
-        self.journal = Journal()
         self.workers_ended = 0
         self._activity = activity
-        self._table = JobTable()
         self._slots: Slots | None = None
-        self._ends: dict[int, set[asyncio.Future[Outcome]]] = {}
         self._work: dict[asyncio.Task[None], Job] = {}
         self._places: dict[int, Slot] = {}
         self._abandoned: dict[int, asyncio.TimerHandle] = {}
-        self._failures = RecentFailures(policy.failure_memory)
         self._reclaiming: set[asyncio.Task[None]] = set()
         self._errands = Errands(activity, self._dispatch, policy.store_timeout)
         self._refusal: ShuttingDown | WorkersUnavailable | None = None
@@ -109,7 +93,7 @@ class Service:
         `make_slots` is given what they call when one is free, and when a worker has ended, with
         the verdict that ended it, if one did.
         """
-        self._slots = make_slots(self._dispatch, self._lose_hosted)
+        self._slots = make_slots(self._dispatch, self._bury)
         self._slots.start()
 
     async def run(self, request: RunRequest) -> Outcome:
@@ -135,33 +119,13 @@ class Service:
         queued is not: the slot that it needs may be the one that asks.
         """
         assert self._slots is not None
-        if self._table.running(request) is None:
+        if self._ledger.table.running(request) is None:
             slot = self._slots.idle()
             # One that is not settled could hand it back, and it would wait in the queue after all.
-            busy = self._table.next_queued() is not None or slot is None or not slot.settled
+            busy = self._ledger.table.next_queued() is not None or slot is None or not slot.settled
             if busy or self._refusal is not None:
-                return self._add_hosted(request, host)
+                return self.hosting.add(request, host)
         return await self._run(request, nested=True)
-
-    async def start_hosted(self, number: int, name: str) -> None:
-        """Note that the worker which asked for a job runs it now; others may join it."""
-        job = self._table.hosted_job(number)
-        if job is not None and job.state is State.QUEUED:
-            _log.info("run by the worker whose job asks for it", extra={"job": job.checksum})
-            self._table.apply(job, Event.START)
-            self.journal.started(job, job.host or 0, None)
-            self.journal.named(job, name)
-
-    async def end_hosted(self, number: int, outcome: Outcome) -> None:
-        """Note how a job ended that the worker which asked for it has run."""
-        job = self._table.hosted_job(number)
-        if job is not None:
-            # That it began is said only once, and may not have been heard.
-            await self.start_hosted(number, "")
-            entry = self.journal.under_way[job.number]
-            self._end(job, _EVENTS[outcome.ending], outcome)
-            if outcome.ending is Ending.RESULT:
-                self._serve_queued(job, entry, outcome)
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that a caller has gone without its answer, which it can therefore not record."""
@@ -170,7 +134,7 @@ class Service:
 
     async def status(self, checksum: str) -> State | None:
         """Return where the transformation is, or how its last run here ended, or None."""
-        return self._table.state_of(checksum)
+        return self._ledger.table.state_of(checksum)
 
     async def cancel(self, checksum: str) -> tuple[bool, State | None]:
         """End the transformation for its callers; return whether it was under way, and its state.
@@ -178,26 +142,28 @@ class Service:
         The work itself is not stopped, only its outcome thrown away (seed.md), unless the policy
         says otherwise.
         """
-        jobs = list(self._table.active(checksum))
+        jobs = list(self._ledger.table.active(checksum))
         for job in jobs:
             self._cancel(job)
-        return bool(jobs), self._table.state_of(checksum)
+        return bool(jobs), self._ledger.table.state_of(checksum)
 
     async def refuse(self, refusal: ShuttingDown | WorkersUnavailable) -> None:
         """Answer every further request with `refusal`, and so those that are still queued."""
         self._refusal = refusal
-        for job in list(self._table.active()):
+        for job in list(self._ledger.table.active()):
             if job.state is State.QUEUED:
                 self._end(job, Event.LOSE, Outcome(Ending.LOST, message=f"{refusal}\n"))
 
     async def wait_for_end(self, checksum: str) -> None:
         """Return when no job of a transformation is under way any more."""
-        while ends := {job: self._end_of(job) for job in self._table.active(checksum)}:
+        while ends := {
+            job: self._ledger.end_of(job) for job in self._ledger.table.active(checksum)
+        }:
             try:
                 await asyncio.wait(ends.values())
             finally:
                 for job, end in ends.items():
-                    self._withdraw(job, end)
+                    self._ledger.withdraw(job, end)
 
     async def check_store(self) -> StoreCheck | None:
         """Have a worker that is idle use its store; None when none is idle now."""
@@ -232,7 +198,7 @@ class Service:
         deadline = asyncio.get_running_loop().time() + grace
         told = False
         # Again and again: one that goes back to the queue meanwhile is run by another worker.
-        while wanted := [self._end_of(job) for job in self._table.active()]:
+        while wanted := [self._ledger.end_of(job) for job in self._ledger.table.active()]:
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 break
@@ -243,7 +209,7 @@ class Service:
         await self._errands.finish(deadline - asyncio.get_running_loop().time())
         for timer in self._abandoned.values():
             timer.cancel()
-        for job in list(self._table.active()):
+        for job in list(self._ledger.table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             printed = self._printed(job, self.journal.under_way[job.number].output)
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message), printed)
@@ -254,16 +220,10 @@ class Service:
             await self._slots.close(timeout=1.0)
 
     async def _run(self, request: RunRequest, *, nested: bool) -> Outcome:
-        job, new = self._table.join_or_add(request, nested=nested)
-        asked_by = "another job" if nested else "a caller"
+        job, new = self._ledger.join_or_add(request, nested=nested)
         if new:
-            self._ends[job.number] = set()
-            self.journal.received(job)
-            _log.info("received from %s", asked_by, extra={"job": job.checksum})
             self._dispatch()
-        else:
-            _log.info("joined by %s", asked_by, extra={"job": job.checksum})
-        end = self._end_of(job)
+        end = self._ledger.end_of(job)
         job.waiters += 1
         if not new:
             self.journal.joined(job)
@@ -281,20 +241,9 @@ class Service:
             raise
         finally:
             job.waiters -= 1
-            self._withdraw(job, end)
+            self._ledger.withdraw(job, end)
             if not job.waiters and job.state.active:
                 self._leave_alone(job)
-
-    def _end_of(self, job: Job) -> "asyncio.Future[Outcome]":
-        """Return a new future of how a job that is under way ends for its callers."""
-        end = asyncio.get_running_loop().create_future()
-        self._ends[job.number].add(end)
-        return end
-
-    def _withdraw(self, job: Job, end: "asyncio.Future[Outcome]") -> None:
-        """Let go of a future that `_end_of` has returned."""
-        if job.state.active:
-            self._ends[job.number].discard(end)
 
     def _leave_alone(self, job: Job) -> None:
         """Deal with a job whose last caller has gone."""
@@ -316,44 +265,9 @@ class Service:
             message = "Dropped from the queue: all its callers had gone.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
 
-    def _add_hosted(self, request: RunRequest, host: int) -> int:
-        job = self._table.add_hosted(request, host)
-        self._ends[job.number] = set()
-        self.journal.received(job)
-        return job.number
-
-    def _serve_queued(self, hosted: Job, entry: Entry, outcome: Outcome) -> None:
-        """End those who have waited in the queue for the very thing that a hosted job has run."""
-        for job in [
-            one for one in self._table.active(hosted.checksum) if one.may_take_from(hosted)
-        ]:
-            _log.info("a job has run it for itself meanwhile", extra={"job": job.checksum})
-            self._table.apply(job, Event.START)
-            self.journal.served(job, entry)
-            self._end(job, Event.SUCCEED, outcome)
-
-    def _lose_hosted(self, host: int, verdict: str | None) -> None:
-        """End the jobs that ran inside a worker which has ended.
-
-        Without a `verdict` one of them may be what ended it. Else they have nothing to do with it,
-        and their callers may ask again at once.
-        """
+    def _bury(self, number: int, verdict: str | None) -> None:
         self.workers_ended += 1
-        for job in self._table.hosted(host):
-            message = "The worker process that ran this job, as a part of another, has ended.\n"
-            if job.state is State.RUNNING and verdict is None:
-                self._end(job, Event.CRASH, Outcome(Ending.CRASHED, message=message))
-            else:
-                message += "" if verdict is None else f"The reason lies with the other: {verdict}\n"
-                self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
-
-    def _lose_unreported(self, host: int) -> None:
-        """End what ran inside a job that has ended: how it ended has not been reported."""
-        for job in self._table.hosted(host):
-            message = (
-                "The job that this one was a part of has ended, and did not say how this did.\n"
-            )
-            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+        self.hosting.lose(number, verdict)
 
     def _cancel(self, job: Job) -> None:
         slot = self._places.get(job.number)
@@ -371,13 +285,12 @@ class Service:
         if self._slots is not None:
             self._errands.send_out(self._slots)
         while self._slots is not None:
-            job = self._table.next_queued()
+            job = self._ledger.table.next_queued()
             slot = None if job is None else self._slots.idle(job.inputs)
             if job is None or slot is None:
                 return
             path = self.output.new_path()
-            self._table.apply(job, Event.START)
-            self.journal.started(job, slot.number, path)
+            self._ledger.start(job, slot.number, path)
             slot.reserve()
             self._places[job.number] = slot
             task = asyncio.ensure_future(self._carry_out(job, slot, path))
@@ -404,7 +317,7 @@ class Service:
         if job.state is State.RUNNING:
             printed = "" if outcome.ending in _NO_FAILURE else self._printed(job, path)
             outcome.runtime["retry_count"] = job.retries
-            self._end(job, _EVENTS[outcome.ending], outcome, printed)
+            self._end(job, EVENTS[outcome.ending], outcome, printed)
         elif job.state is not State.QUEUED:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._put_away(job, path)
@@ -466,8 +379,8 @@ class Service:
                 blocked = True
         finally:
             if slot.state is SlotState.BUSY:
-                # Else its worker has ended, and `_lose_hosted` says why.
-                self._lose_unreported(slot.number)
+                # Else its worker has ended, and `_bury` says why.
+                self.hosting.lose_unreported(slot.number)
             self.journal.named(job, slot.job_name)
             del self._places[job.number]
             if blocked:
@@ -489,36 +402,14 @@ class Service:
                 )
         if job.state is State.RUNNING:
             why = str(loss) if isinstance(loss, NotBegun) else "its worker had ended"
-            _log.warning("goes back to the queue: %s", why, extra={"job": job.checksum})
-            self._table.apply(job, Event.REQUEUE)
-            self.journal.requeued(job)
+            self._ledger.requeue(job, why)
             if not job.waiters:
                 self._leave_alone(job)
         return Outcome(Ending.LOST, message=str(loss))
 
     def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
-        told = outcome.with_output(printed)
         slot = self._places.get(job.number)
         if slot is not None:
-            self.journal.named(
-                job, slot.job_name
-            )  # it may end for its callers before its work does
-        self._table.apply(job, event, told)
-        self._failures.note(job, told)
-        name = self.journal.under_way[job.number].name
-        self.journal.ended(job, outcome)
-        for end in self._ends.pop(job.number):
-            if not end.done():
-                end.set_result(told)
-        self._log_end(job, name, outcome)
-        asyncio.get_running_loop().call_later(_MOMENT, self.journal.write_up)
-
-    def _log_end(self, job: Job, name: str, outcome: Outcome) -> None:
-        wall = outcome.runtime.get("wall_time_seconds")
-        took = f" in {wall} s" if wall else ""
-        problem = problem_of(outcome)
-        level = logging.INFO if problem is None else logging.WARNING
-        called = f" ({name})" if name else ""
-        why = "" if problem is None else f": {problem}"
-        event = f"{job.state.value}{took}{called}{why}"
-        _log.log(level, "%s", event, extra={"job": job.checksum})
+            # It may end for its callers before its work does.
+            self.journal.named(job, slot.job_name)
+        self._ledger.end(job, event, outcome, printed)
