@@ -54,10 +54,12 @@ class FakeSlot:
     def reserve(self):
         self.busy = True
 
-    async def run(self, request, _path, input_timeout):
+    def hand_over(self, request, _path, input_timeout):
         self.runs.append(request)
         self.patience.append(input_timeout)
         self.end = asyncio.get_running_loop().create_future()
+
+    async def outcome(self):
         return await self.end
 
     def receipt(self):
@@ -622,6 +624,36 @@ class Cancellation(ServiceCase):
         await self.service.cancel("1" * 64)
         self.assertIsNotNone(slot.doomed)
         self.assertIs((await canceled).ending, Ending.CANCELED)
+
+
+class HandedOver(ServiceCase):
+    async def test_a_job_is_at_its_worker_before_anything_is_written_down(self):
+        (slot,) = self.slots.slots
+        known = []
+
+        def look(*_):
+            known.append(self.service.journal.in_slot(slot.number))
+
+        with mock.patch.object(slot, "hand_over", look):
+            first = asyncio.ensure_future(self.service.run(request("1")))
+            await self.settle()
+        self.assertEqual(known, [None])
+        await self.leave(first)
+
+    async def test_one_that_is_canceled_at_that_moment_keeps_its_slot_until_its_work_ends(self):
+        (slot,) = self.slots.slots
+        first = asyncio.ensure_future(self.service.run(request("1")))
+        while not slot.runs:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await self.service.cancel(request("1").checksum)
+        self.assertIs((await first).ending, Ending.CANCELED)
+        second = await self.call(request("2"))
+        self.assertEqual(len(slot.runs), 1)
+        slot.end.set_result(RESULT)
+        await self.settle()
+        self.assertEqual(len(slot.runs), 2)
+        slot.end.set_result(RESULT)
+        await second
 
 
 class Mishaps(ServiceCase):

@@ -186,13 +186,42 @@ class Burial(SlotsCase):
                         self.assertIsNone(self.slots.idle())
 
 
+class HandedOver(SlotsCase):
+    async def test_what_hinders_handing_a_job_over_is_its_end_and_not_its_callers_wait(self):
+        hindrances = {
+            WorkerGone(): (WorkerGone, None),
+            OSError(24, "Too many open files"): (None, "Too many open files"),
+        }
+        for hindrance, (raised, told) in hindrances.items():
+            with self.subTest(hindrance):
+                await self.asyncSetUp()
+                submit = mock.Mock(side_effect=hindrance)
+                with mock.patch.object(FakeWorker, "submit", submit):
+                    async with self.started(FakeWorker):
+                        await asyncio.wait_for(self.freed.wait(), 20)
+                        slot = self.slots.idle()
+                        slot.reserve()
+                        slot.hand_over(request("1"), "", 1.0)
+                        if raised is not None:
+                            with self.assertRaises(raised):
+                                await slot.outcome()
+                        else:
+                            with self.assertLogs("seamless_jobserver.server.slot", "ERROR"):
+                                outcome = await slot.outcome()
+                            self.assertIn(told, outcome.message)
+                            self.assertTrue(slot.worker.killed)
+                        slot.free()
+                        self.assertIsNone(self.slots.idle())
+
+
 class Doomed(SlotsCase):
     async def test_a_worker_that_is_to_end_gets_no_other_job(self):
         async with self.started(FakeWorker):
             await asyncio.wait_for(self.freed.wait(), 20)
             slot = self.slots.idle()
             slot.reserve()
-            run = asyncio.ensure_future(slot.run(request("1"), "", 1.0))
+            slot.hand_over(request("1"), "", 1.0)
+            run = asyncio.ensure_future(slot.outcome())
             await asyncio.sleep(0)
             await slot.reclaim("its job was canceled")
             slot.worker.job.set_result(Outcome(Ending.RESULT, result_checksum="cd" * 32))
@@ -232,7 +261,8 @@ class Doomed(SlotsCase):
         async with self.started(FakeWorker):
             slot = await self.owing()
             slot.reserve()
-            run = asyncio.ensure_future(slot.run(request("2"), "", 1.0))
+            slot.hand_over(request("2"), "", 1.0)
+            run = asyncio.ensure_future(slot.outcome())
             await asyncio.sleep(0)
             slot.worker.job.set_result(Outcome(Ending.NOT_BEGUN))
             with self.assertRaises(NotBegun):
@@ -250,7 +280,8 @@ class Doomed(SlotsCase):
         await asyncio.wait_for(self.freed.wait(), 20)
         slot = self.slots.idle()
         slot.reserve()
-        run = asyncio.ensure_future(slot.run(request("1"), "", 1.0))
+        slot.hand_over(request("1"), "", 1.0)
+        run = asyncio.ensure_future(slot.outcome())
         await asyncio.sleep(0)
         slot.worker.job.set_result(dataclasses.replace(RESULT, unconfirmed=True))
         await run

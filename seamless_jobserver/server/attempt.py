@@ -1,4 +1,4 @@
-"""One attempt at a job: its run in the slot that is reserved for it, and what is done meanwhile.
+"""One attempt at a job: its run in the slot that it was given to, and what is done meanwhile.
 
 While the worker runs it, what it prints is kept within bounds, what it waits for is mentioned, and
 the worker is condemned when the job takes longer than it may. All of that ends with the run. A
@@ -32,20 +32,19 @@ async def attempt(
     path: str,
     output: JobOutput,
     *,
-    input_timeout: float,
     job_timeout: float | None,
 ) -> Outcome:
-    """Run a job in the slot that is reserved for it; what it prints goes to `path`.
+    """Return how a job ends that was handed to a slot; what it prints goes to `path`.
 
-    It waits for its inputs for `input_timeout` seconds, and is ended after `job_timeout`, if that
-    is not None and its result is not being stored by then. Raises as `Slot.run` does.
+    It is ended after `job_timeout` seconds, if that is not None and its result is not being stored
+    by then. Raises as `Slot.outcome` does.
     """
     looks = _Looks(job, slot, path, output)
     limit = None
     if job_timeout is not None:
         limit = asyncio.ensure_future(_limit_time(slot, job_timeout))
     try:
-        return await slot.run(job.request, path, input_timeout)
+        return await slot.outcome()
     finally:
         looks.end()
         if limit is not None:

@@ -290,15 +290,18 @@ class Service:
             if job is None or slot is None:
                 return
             path = self.output.new_path()
-            self._ledger.start(job, slot.number, path)
+            patience = self._failures.patience(job.checksum, self._policy.input_timeout)
             slot.reserve()
+            # First: the worker is at work while all else is written down.
+            slot.hand_over(job.request, path, patience)
+            self._ledger.start(job, slot.number, path)
             self._places[job.number] = slot
             task = asyncio.ensure_future(self._carry_out(job, slot, path))
             self._work[task] = job
             task.add_done_callback(self._work.pop)
 
     async def _carry_out(self, job: Job, slot: Slot, path: str) -> None:
-        """Have a job run, and end it, whatever goes wrong: its callers wait for that."""
+        """See a job to its end, whatever goes wrong: its callers wait for that."""
         try:
             with self._activity.ongoing():
                 outcome = await self._occupy(job, slot, path)
@@ -345,23 +348,14 @@ class Service:
             return ""
 
     async def _occupy(self, job: Job, slot: Slot, path: str) -> Outcome:
-        """Run a job in the slot that is reserved for it, and free the slot.
+        """Wait for a job that was handed to a slot, and free the slot.
 
         The outcome is unconfirmed only for a job that somebody waits for.
         """
         retire, blocked = None, False
         try:
-            # It can have been canceled since this task was made.
-            outcome = CANCELED
-            if job.state is State.RUNNING:
-                outcome = await attempt(
-                    job,
-                    slot,
-                    path,
-                    self.output,
-                    input_timeout=self._failures.patience(job.checksum, self._policy.input_timeout),
-                    job_timeout=self._policy.job_timeout,
-                )
+            timeout = self._policy.job_timeout
+            outcome = await attempt(job, slot, path, self.output, job_timeout=timeout)
             retire = outcome.retire
             self.journal.moved(outcome.traffic)
             if outcome.remark is not None:

@@ -11,14 +11,14 @@ present one ends by itself before it does. One that dies before its job's own co
 nothing of the job: `WorkerLost`. One that dies later may have died of the job, which is then never
 run again.
 
-What the service asks of a slot is little (take an immutable request, run it, end), so that another
-engine can stand here. Everything here runs on the event loop.
+What the service asks of a slot is little (take an immutable request, say how it ended, end), so
+that another engine can stand here. Everything here runs on the event loop.
 """
 
 import asyncio
 import enum
 import logging
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck
 from seamless_jobserver.progress import Phase
@@ -52,31 +52,49 @@ class Slot:
         self.worker: Worker | None = None
         self._last_name = ""
         self._turn = 0
+        self._handed: tuple[Worker, Future[Outcome]] | None = None
         self._owed: asyncio.Future[Outcome] | None = None
         self._vacant = asyncio.Event()
         self._vacant.set()
 
     def reserve(self) -> None:
-        """Take this slot, which must be idle, for a job that `run` gets next."""
+        """Take this slot, which must be idle, for what it is given to do next."""
         self._last_name = ""
         self._turn += 1
         self._vacant.clear()
         self.state = SlotState.BUSY
 
-    async def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
-        """Run a job in this slot, which is reserved for it, and stays so until `free`.
+    def hand_over(self, request: RunRequest, output_path: str, input_timeout: float) -> None:
+        """Give a job to the worker of this slot, which is reserved for it; `outcome` is to follow.
 
-        What it prints goes to a new file; it waits for its inputs for some seconds. Of an
-        unconfirmed outcome `receipt` has the rest.
+        What it prints goes to a new file; it waits for its inputs for some seconds.
+        """
+        self._handed = None
+        if self.worker is None:
+            return
+        try:
+            question = self.worker.submit(request, output_path, input_timeout)
+        except WorkerGone:
+            return
+        except Exception as error:  # noqa: BLE001 - it becomes the outcome of this job, and no other's
+            question = Future()
+            question.set_exception(error)
+        self._handed = self.worker, question
+
+    async def outcome(self) -> Outcome:
+        """Return how the job ends that was handed over; the slot stays reserved until `free`.
+
+        Of an unconfirmed outcome `receipt` has the rest.
 
         Raises `WorkerGone` when the worker ended before the job was handed to it, `WorkerLost` when
         it ended before the job's own code began, and `NotBegun`.
         """
-        worker = self.worker
-        if self.state is not SlotState.BUSY or worker is None:
+        if self._handed is None:
+            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise WorkerGone
+        worker, question = self._handed
         try:
-            outcome = await worker.answered(worker.submit(request, output_path, input_timeout))
+            outcome = await worker.answered(question)
             if outcome.holdings is not None:
                 self.holdings = frozenset(outcome.holdings)
             if outcome.unconfirmed:
@@ -85,9 +103,6 @@ class Slot:
                 raise NotBegun(outcome.traffic)
             return outcome
         except NotBegun:
-            raise
-        except WorkerGone:
-            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise
         except BrokenExecutor:
             self.state = SlotState.DOWN
