@@ -4,7 +4,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import unittest
+import weakref
 from unittest import mock
 
 from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
@@ -212,6 +214,22 @@ class HandedOver(SlotsCase):
                             self.assertTrue(slot.worker.killed)
                         slot.free()
                         self.assertIsNone(self.slots.idle())
+
+    async def test_a_slot_does_not_hold_on_to_a_worker_that_has_ended(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            slot.reserve()
+            slot.hand_over(request("1"), "", 1.0)
+            run = asyncio.ensure_future(slot.outcome())
+            await asyncio.sleep(0)
+            slot.worker.job.set_result(RESULT)
+            await run
+            slot.free()
+            ended, slot.worker = weakref.ref(slot.worker), None
+            del run
+            gc.collect()
+            self.assertIsNone(ended())
 
 
 class Doomed(SlotsCase):

@@ -93,6 +93,7 @@ class Slot:
             self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise WorkerGone
         worker, question = self._handed
+        self._handed = None  # or what a worker that ends had open would stay open
         try:
             outcome = await worker.answered(question)
             if outcome.holdings is not None:
