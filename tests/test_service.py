@@ -629,16 +629,18 @@ class Cancellation(ServiceCase):
 class HandedOver(ServiceCase):
     async def test_a_job_is_at_its_worker_before_anything_is_written_down(self):
         (slot,) = self.slots.slots
-        known = []
+        known, hand_over = [], slot.hand_over
 
-        def look(*_):
+        def look(*job):
             known.append(self.service.journal.in_slot(slot.number))
+            hand_over(*job)
 
         with mock.patch.object(slot, "hand_over", look):
             first = asyncio.ensure_future(self.service.run(request("1")))
             await self.settle()
         self.assertEqual(known, [None])
-        await self.leave(first)
+        slot.end.set_result(RESULT)
+        self.assertIs((await first).ending, Ending.RESULT)
 
     async def test_one_that_is_canceled_at_that_moment_keeps_its_slot_until_its_work_ends(self):
         (slot,) = self.slots.slots

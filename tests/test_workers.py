@@ -5,6 +5,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from unittest import mock
 
 from seamless_jobserver.messages import WorkerProgram
 from seamless_jobserver.server import workers
-from seamless_jobserver.server.workers import Worker, WorkerStartFailed
+from seamless_jobserver.server.workers import Worker, WorkerGone, WorkerStartFailed
 from tests.machine import may_mount
 from tests.stack import PATIENCE, ROOT, temporary_directory, wait_until
 from tests.test_service import request
@@ -115,6 +116,16 @@ class Death(unittest.IsolatedAsyncioTestCase):
             with self.assertRaises(BrokenExecutor):
                 await asyncio.wait_for(answer, PATIENCE)
             self.assertIn("exit code 3", await worker.describe_end())
+
+    async def test_one_that_is_known_to_have_ended_is_handed_no_job_to_lose(self):
+        async with self.worker() as worker:
+            ended = worker.watch()
+            os.kill(worker.pid, signal.SIGKILL)
+            await asyncio.wait_for(ended, PATIENCE)
+            # Whether its executor has noticed or not.
+            with mock.patch.object(worker._executor, "submit") as submit:
+                self.assertRaises(WorkerGone, worker.submit, request(), "", 1.0)
+                submit.assert_not_called()
 
     async def test_a_worker_is_ended_also_when_there_is_no_thread_to_wait_for_it(self):
         async with self.worker() as worker:

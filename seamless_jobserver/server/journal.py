@@ -1,7 +1,7 @@
 """What has happened to jobs, for people who watch: bounded, and cheap to show.
 
-The journal is written on the event loop, by the service, at each event of a job. Watchers may ask
-for the history again and again, and there are long ones, so a job that has ended is kept as the
+The journal is written on the event loop at each event of a job, mostly by the ledger. Watchers may
+ask for the history again and again, and there are long ones, so a job that has ended is kept as the
 JSON that it is served as, and looking costs no more than joining texts. Three things are bounded:
 
 - `HISTORY` jobs that have ended are kept, then the oldest are forgotten;
@@ -10,7 +10,7 @@ JSON that it is served as, and looking costs no more than joining texts. Three t
 - the course of the last half hour is kept in steps of `STEP` seconds.
 
 Writing a job up takes longer than all else that its end costs the loop, and its callers would wait
-for that. So it is noted, and written up when the service has a moment (`write_up`), or when
+for that. So it is noted, and written up when the loop has a moment (`write_up`), or when
 somebody looks.
 
 A job is named as its worker names it. The name goes by the checksum of its code, so that a job
@@ -90,7 +90,7 @@ class _Step(NamedTuple):
 
 
 class Journal:
-    """Written by the service, on the loop; `now` tells seconds since 1970."""
+    """Written on the loop, mostly by the ledger; `now` tells seconds since 1970."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now

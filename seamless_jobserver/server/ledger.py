@@ -1,9 +1,8 @@
 """The ledger: which jobs there are, who waits for each of them, and how they end.
 
-What happens to a job happens to it here, once: it is moved on in the table, and told to the journal
-and the log. Every caller of a job waits for a future of its own, so that one which gives up leaves
-the others alone; they are resolved together, when the job ends for its callers. Their answers are
-on their way before anything else that follows from the end.
+A job is moved on here alone: in the table, and with it in the journal. Every caller of a job waits
+for a future of its own, so that one which gives up leaves the others alone; they are resolved
+together, when the job ends for its callers, before the end is told to the log and written up.
 
 What is to happen, to which job and when, is decided elsewhere (`service`, `hosting`). All of it
 runs on the event loop.

@@ -1,11 +1,11 @@
-"""The service: run, status, cancel, close. Sole owner of the ledger of jobs and the slots.
+"""The service: run, status, cancel, close. Owner of the slots, and of the ledger of jobs.
 
 All of it runs on the event loop of the bridge, in one thread, so that no lock is needed: between
 two ``await``s nothing else happens.
 
-What happens to a job is written down in the `ledger`, which tells its callers of its end; here is
-decided what happens, and when. The work of a job is a task of its own, since it can go on after the
-job has ended for its callers, or after they have all gone:
+What happens to a job is written down in the `ledger`, which tells its callers of its end; here, and
+for nested jobs in `hosting`, is decided what happens, and when. The work of a job is a task of its
+own, since it can go on after the job has ended for its callers, or after they have all gone:
 
 - A *canceled* job keeps its slot until the work ends by itself, and what comes out of it is thrown
   away; with `Policy.reclaim_canceled` its worker is ended instead.
@@ -93,7 +93,7 @@ class Service:
         `make_slots` is given what they call when one is free, and when a worker has ended, with
         the verdict that ended it, if one did.
         """
-        self._slots = make_slots(self._dispatch, self._bury)
+        self._slots = make_slots(self._dispatch, self._note_buried)
         self._slots.start()
 
     async def run(self, request: RunRequest) -> Outcome:
@@ -265,7 +265,7 @@ class Service:
             message = "Dropped from the queue: all its callers had gone.\n"
             self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
 
-    def _bury(self, number: int, verdict: str | None) -> None:
+    def _note_buried(self, number: int, verdict: str | None) -> None:
         self.workers_ended += 1
         self.hosting.lose(number, verdict)
 
@@ -373,7 +373,7 @@ class Service:
                 blocked = True
         finally:
             if slot.state is SlotState.BUSY:
-                # Else its worker has ended, and `_bury` says why.
+                # Else its worker has ended, and `Hosting.lose` says why.
                 self.hosting.lose_unreported(slot.number)
             self.journal.named(job, slot.job_name)
             del self._places[job.number]

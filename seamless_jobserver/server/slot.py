@@ -69,13 +69,9 @@ class Slot:
 
         What it prints goes to a new file; it waits for its inputs for some seconds.
         """
-        self._handed = None
-        if self.worker is None:
-            return
+        assert self.worker is not None
         try:
             question = self.worker.submit(request, output_path, input_timeout)
-        except WorkerGone:
-            return
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of this job, and no other's
             question = Future()
             question.set_exception(error)
@@ -84,14 +80,12 @@ class Slot:
     async def outcome(self) -> Outcome:
         """Return how the job ends that was handed over; the slot stays reserved until `free`.
 
-        Of an unconfirmed outcome `receipt` has the rest.
+        To be called once for each job. Of an unconfirmed outcome `receipt` has the rest.
 
         Raises `WorkerGone` when the worker ended before the job was handed to it, `WorkerLost` when
         it ended before the job's own code began, and `NotBegun`.
         """
-        if self._handed is None:
-            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
-            raise WorkerGone
+        assert self._handed is not None
         worker, question = self._handed
         self._handed = None  # or what a worker that ends had open would stay open
         try:
@@ -104,6 +98,9 @@ class Slot:
                 raise NotBegun(outcome.traffic)
             return outcome
         except NotBegun:
+            raise
+        except WorkerGone:
+            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
             raise
         except BrokenExecutor:
             self.state = SlotState.DOWN

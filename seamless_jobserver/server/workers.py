@@ -228,6 +228,8 @@ class Worker:
         self, request: RunRequest, output_path: str, input_timeout: float
     ) -> "Future[Outcome]":
         """Hand a job to the worker. Raises `WorkerGone` when it has ended."""
+        if self._ended is not None and self._ended.done():
+            raise WorkerGone  # the executor may not know yet, and the job would count as lost
         self._progress.enter(Phase.HANDED_OVER)
         self._progress.call("")
         self._kills.begin()
