@@ -100,6 +100,14 @@ class SlotsCase(unittest.IsolatedAsyncioTestCase):
             yield
             await self.slots.close(0.0)
 
+    async def run_in(self, slot):
+        """Return the task of a job that an idle slot has begun to run."""
+        slot.reserve()
+        slot.hand_over(request("1"), "", 1.0)
+        run = asyncio.ensure_future(slot.outcome())
+        await asyncio.sleep(0)
+        return run
+
 
 class End(SlotsCase):
     async def test_only_a_worker_that_is_idle_gets_time_to_end_by_itself(self):
@@ -215,14 +223,20 @@ class HandedOver(SlotsCase):
                         slot.free()
                         self.assertIsNone(self.slots.idle())
 
-    async def test_a_slot_does_not_hold_on_to_a_worker_that_has_ended(self):
+    async def test_a_slot_without_a_worker_takes_no_job(self):
         async with self.started(FakeWorker):
             await asyncio.wait_for(self.freed.wait(), 20)
             slot = self.slots.idle()
             slot.reserve()
-            slot.hand_over(request("1"), "", 1.0)
-            run = asyncio.ensure_future(slot.outcome())
-            await asyncio.sleep(0)
+            slot.worker = None
+            slot.free()
+            self.assertIsNone(self.slots.idle())
+
+    async def test_a_slot_does_not_hold_on_to_a_worker_that_has_ended(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            run = await self.run_in(slot)
             slot.worker.job.set_result(RESULT)
             await run
             slot.free()
@@ -237,10 +251,7 @@ class Doomed(SlotsCase):
         async with self.started(FakeWorker):
             await asyncio.wait_for(self.freed.wait(), 20)
             slot = self.slots.idle()
-            slot.reserve()
-            slot.hand_over(request("1"), "", 1.0)
-            run = asyncio.ensure_future(slot.outcome())
-            await asyncio.sleep(0)
+            run = await self.run_in(slot)
             await slot.reclaim("its job was canceled")
             slot.worker.job.set_result(Outcome(Ending.RESULT, result_checksum="cd" * 32))
             await run
@@ -278,10 +289,7 @@ class Doomed(SlotsCase):
     async def test_a_job_that_is_handed_back_is_not_its_end(self):
         async with self.started(FakeWorker):
             slot = await self.owing()
-            slot.reserve()
-            slot.hand_over(request("2"), "", 1.0)
-            run = asyncio.ensure_future(slot.outcome())
-            await asyncio.sleep(0)
+            run = await self.run_in(slot)
             slot.worker.job.set_result(Outcome(Ending.NOT_BEGUN))
             with self.assertRaises(NotBegun):
                 await run
@@ -297,10 +305,7 @@ class Doomed(SlotsCase):
         """Return a slot that is free again, while the result of its job is unconfirmed."""
         await asyncio.wait_for(self.freed.wait(), 20)
         slot = self.slots.idle()
-        slot.reserve()
-        slot.hand_over(request("1"), "", 1.0)
-        run = asyncio.ensure_future(slot.outcome())
-        await asyncio.sleep(0)
+        run = await self.run_in(slot)
         slot.worker.job.set_result(dataclasses.replace(RESULT, unconfirmed=True))
         await run
         slot.free()

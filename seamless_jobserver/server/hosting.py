@@ -9,9 +9,9 @@ reports may be lost; then the job ends with the one around it, or with the worke
 import logging
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
-from seamless_jobserver.server.jobs import Event, Job, State
+from seamless_jobserver.server.jobs import Job, State
 from seamless_jobserver.server.journal import Entry
-from seamless_jobserver.server.ledger import EVENTS, Ledger
+from seamless_jobserver.server.ledger import Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Hosting:
             # That it began is said only once, and may not have been heard.
             await self.started(number, "")
             entry = self._ledger.journal.under_way[job.number]
-            self._ledger.end(job, EVENTS[outcome.ending], outcome)
+            self._ledger.end(job, outcome)
             if outcome.ending is Ending.RESULT:
                 self._serve_queued(job, entry, outcome)
 
@@ -54,10 +54,10 @@ class Hosting:
         for job in self._ledger.table.hosted(host):
             message = "The worker process that ran this job, as a part of another, has ended.\n"
             if job.state is State.RUNNING and verdict is None:
-                self._ledger.end(job, Event.CRASH, Outcome(Ending.CRASHED, message=message))
+                self._ledger.end(job, Outcome(Ending.CRASHED, message=message))
             else:
                 message += "" if verdict is None else f"The reason lies with the other: {verdict}\n"
-                self._ledger.end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+                self._ledger.end(job, Outcome(Ending.LOST, message=message))
 
     def lose_unreported(self, host: int) -> None:
         """End what ran inside the job of a slot, which has ended: how is not known."""
@@ -65,7 +65,7 @@ class Hosting:
             message = (
                 "The job that this one was a part of has ended, and did not say how this did.\n"
             )
-            self._ledger.end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+            self._ledger.end(job, Outcome(Ending.LOST, message=message))
 
     def _serve_queued(self, hosted: Job, entry: Entry, outcome: Outcome) -> None:
         """End those who have waited in the queue for the very thing that a hosted job has run."""
@@ -73,4 +73,4 @@ class Hosting:
         for job in [one for one in waiting if one.may_take_from(hosted)]:
             _log.info("a job has run it for itself meanwhile", extra={"job": job.checksum})
             self._ledger.serve(job, entry)
-            self._ledger.end(job, Event.SUCCEED, outcome)
+            self._ledger.end(job, outcome)

@@ -19,7 +19,7 @@ from seamless_jobserver.server.journal import Entry, Journal, problem_of
 
 _log = logging.getLogger(__name__)
 
-EVENTS: Final[dict[Ending, Event]] = {
+_EVENTS: Final[dict[Ending, Event]] = {
     Ending.RESULT: Event.SUCCEED,
     Ending.REMOTE_JOB_WRITTEN: Event.SUCCEED,
     Ending.FAILED: Event.FAIL,
@@ -27,10 +27,11 @@ EVENTS: Final[dict[Ending, Event]] = {
     Ending.INPUT_UNDELIVERED: Event.FAIL,
     Ending.STORE_FAILED: Event.FAIL,
     Ending.CRASHED: Event.CRASH,
+    Ending.CANCELED: Event.CANCEL,
     Ending.LOST: Event.LOSE,
     Ending.NOT_BEGUN: Event.LOSE,
 }
-"""What the outcome of its work means for a job."""
+"""What the outcome means for a job."""
 _MOMENT: Final = 0.002
 """Seconds from the end of a job until the journal writes it up: enough for its answer to go out."""
 
@@ -80,10 +81,10 @@ class Ledger:
         self.table.apply(job, Event.REQUEUE)
         self.journal.requeued(job)
 
-    def end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
+    def end(self, job: Job, outcome: Outcome, printed: str = "") -> None:
         """End a job that is under way, for all its callers, who are told what it has printed."""
         told = outcome.with_output(printed)
-        self.table.apply(job, event, told)
+        self.table.apply(job, _EVENTS[outcome.ending], told)
         self._failures.note(job, told)
         name = self.journal.under_way[job.number].name
         self.journal.ended(job, outcome)

@@ -31,8 +31,8 @@ from seamless_jobserver.server.failures import RecentFailures
 from seamless_jobserver.server.hosting import Hosting
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.joboutput import JobOutput
-from seamless_jobserver.server.jobs import Event, Job, State
-from seamless_jobserver.server.ledger import EVENTS, Ledger
+from seamless_jobserver.server.jobs import Job, State
+from seamless_jobserver.server.ledger import Ledger
 from seamless_jobserver.server.slot import Slot, SlotState
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerLost
@@ -152,7 +152,7 @@ class Service:
         self._refusal = refusal
         for job in list(self._ledger.table.active()):
             if job.state is State.QUEUED:
-                self._end(job, Event.LOSE, Outcome(Ending.LOST, message=f"{refusal}\n"))
+                self._end(job, Outcome(Ending.LOST, message=f"{refusal}\n"))
 
     async def wait_for_end(self, checksum: str) -> None:
         """Return when no job of a transformation is under way any more."""
@@ -212,7 +212,7 @@ class Service:
         for job in list(self._ledger.table.active()):
             message = "The jobserver was shut down before this job ended. Run it again.\n"
             printed = self._printed(job, self.journal.under_way[job.number].output)
-            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message), printed)
+            self._end(job, Outcome(Ending.LOST, message=message), printed)
         for task in self._work:
             task.cancel()
         self._errands.cancel()
@@ -263,7 +263,7 @@ class Service:
         self._abandoned.pop(job.number, None)
         if job.state is State.QUEUED and not job.waiters:
             message = "Dropped from the queue: all its callers had gone.\n"
-            self._end(job, Event.LOSE, Outcome(Ending.LOST, message=message))
+            self._end(job, Outcome(Ending.LOST, message=message))
 
     def _note_buried(self, number: int, verdict: str | None) -> None:
         self.workers_ended += 1
@@ -271,7 +271,7 @@ class Service:
 
     def _cancel(self, job: Job) -> None:
         slot = self._places.get(job.number)
-        self._end(job, Event.CANCEL, CANCELED)
+        self._end(job, CANCELED)
         if slot is not None and self._policy.reclaim_canceled:
             # At once, and not in a task: in the next turn of the loop the job may have ended, and
             # its worker have begun another.
@@ -320,7 +320,7 @@ class Service:
         if job.state is State.RUNNING:
             printed = "" if outcome.ending in _NO_FAILURE else self._printed(job, path)
             outcome.runtime["retry_count"] = job.retries
-            self._end(job, EVENTS[outcome.ending], outcome, printed)
+            self._end(job, outcome, printed)
         elif job.state is not State.QUEUED:
             _log.info("its work has ended, and is thrown away", extra={"job": job.checksum})
         self._put_away(job, path)
@@ -401,9 +401,9 @@ class Service:
                 self._leave_alone(job)
         return Outcome(Ending.LOST, message=str(loss))
 
-    def _end(self, job: Job, event: Event, outcome: Outcome, printed: str = "") -> None:
+    def _end(self, job: Job, outcome: Outcome, printed: str = "") -> None:
         slot = self._places.get(job.number)
         if slot is not None:
             # It may end for its callers before its work does.
             self.journal.named(job, slot.job_name)
-        self._ledger.end(job, event, outcome, printed)
+        self._ledger.end(job, outcome, printed)

@@ -160,10 +160,12 @@ class Slot:
         self._vacant.set()
         if self.state is not SlotState.BUSY:
             return
-        if self.worker is None or (retire is None and self.worker.verdict is None):
+        self.state = SlotState.DOWN
+        if self.worker is None:
+            return
+        if retire is None and self.worker.verdict is None:
             self.state = SlotState.IDLE
             return
-        self.state = SlotState.DOWN
         if self.worker.verdict is None:
             _log.info("worker %d is replaced: %s", self.number, retire)
             self.worker.retired = True
