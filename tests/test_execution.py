@@ -30,7 +30,11 @@ from seamless_jobserver.worker import (  # noqa: E402
 )
 from seamless_jobserver.worker.confirmations import StoreBusy  # noqa: E402
 from seamless_jobserver.worker.pins import Need  # noqa: E402
-from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
+from seamless_jobserver.worker.unserved import (  # noqa: E402
+    InputMissing,
+    InputUndelivered,
+    StoreUnavailable,
+)
 from tests.stack import PATIENCE, run_request  # noqa: E402
 
 TRANSFORMATION = {"__language__": "python", "__output__": ["result", "bytes", None]}
@@ -99,7 +103,7 @@ class Played(unittest.TestCase):
     def test_only_what_has_run_counts(self):
         self.run_it().wait()
         self.meter.take_back.assert_not_called()
-        self.staging.fetch.side_effect = staging.InputMissing([])
+        self.staging.fetch.side_effect = InputMissing([])
         self.run_it().wait()
         self.meter.take_back.assert_called_once()
         self.safekeeping.find.return_value = mock.Mock()
@@ -375,7 +379,7 @@ class NestedRuns(unittest.IsolatedAsyncioTestCase):
     def test_what_the_store_did_not_do_is_not_told_as_the_failure_of_a_hosted_job(self):
         for error, ending in (
             (StoreUnavailable("it is away"), Ending.STORE_FAILED),
-            (staging.InputUndelivered("it has not come"), Ending.INPUT_UNDELIVERED),
+            (InputUndelivered("it has not come"), Ending.INPUT_UNDELIVERED),
             (ValueError("mine"), Ending.FAILED),
         ):
             client = self.client(mock.Mock(side_effect=error))

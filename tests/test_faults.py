@@ -859,7 +859,7 @@ class StoreAway(Faults):
 
     def test_the_inputs_of_the_next_job_come_while_the_store_takes_the_result_before(self):
         front, parameters = self.front()
-        env = constants(self.home, {"worker.staging._ATTEMPT": 0.2})
+        env = constants(self.home, {"worker.storing._ATTEMPT": 0.2})
         server, _, answer = self.begin(parameters=parameters, env=env)
         following = self.traced("    return a + 10\n", a=1)
         front.hung = {"PUT"}
@@ -887,7 +887,7 @@ class StoreAway(Faults):
 
     def test_a_result_is_offered_again_to_a_store_that_goes_on_hanging(self):
         front, parameters = self.front()
-        env = constants(self.home, {"worker.staging._ATTEMPT": 0.2})
+        env = constants(self.home, {"worker.storing._ATTEMPT": 0.2})
         _, _, answer = self.begin(parameters=parameters, env=env)
         front.hung = {"PUT"}
         self.gate.touch()
@@ -1006,7 +1006,7 @@ class StoreAway(Faults):
     def test_a_store_that_goes_on_answering_faults_is_given_up_and_named(self):
         front, parameters = self.front()
         # As many attempts as there are in a minute otherwise.
-        env = constants(self.home, {"worker.staging._LONGEST_PAUSE": 0.1})
+        env = constants(self.home, {"worker.fetching.LONGEST_PAUSE": 0.1})
         server = self.start("--input-timeout", "1", parameters=parameters, env=env)
         for number, status in enumerate((500, 400, None)):
             front.refusals = {"GET": status}  # None: it closes the connection
@@ -1019,7 +1019,7 @@ class StoreAway(Faults):
         self.assertEqual(self.runs(), 0)
 
     def test_a_store_that_hangs_is_given_up_and_named(self):
-        env = constants(self.home, {"worker.staging._QUESTION_LIMIT": 0.5})
+        env = constants(self.home, {"worker.fetching._QUESTION_LIMIT": 0.5})
         server = self.start("--input-timeout", "0.5", env=env)
         request = self.traced("    return 6\n")
         self.store.signal_hashserver(signal.SIGSTOP)

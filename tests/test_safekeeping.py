@@ -19,9 +19,9 @@ import_seamless_remote()
 import seamless  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest  # noqa: E402
-from seamless_jobserver.worker import staging  # noqa: E402
+from seamless_jobserver.worker import storing  # noqa: E402
 from seamless_jobserver.worker.safekeeping import Safekeeping  # noqa: E402
-from seamless_jobserver.worker.staging import StoreUnavailable  # noqa: E402
+from seamless_jobserver.worker.unserved import StoreUnavailable  # noqa: E402
 from tests.stack import run_request, temporary_directory  # noqa: E402
 
 SENT = run_request({"__language__": "python", "__output__": ["result", "bytes", None]})
@@ -39,10 +39,10 @@ class Offers(unittest.TestCase):
     def test_they_are_repeated_with_growing_pauses(self):
         tries = mock.AsyncMock(side_effect=[*(12 * ["it refuses"]), None])
         with (
-            mock.patch.object(staging, "_try_to_store", tries),
+            mock.patch.object(storing, "_try_to_store", tries),
             mock.patch.object(asyncio, "sleep", mock.AsyncMock()) as pause,
         ):
-            asyncio.run(staging._store(RESULT, 600.0))
+            asyncio.run(storing._store(RESULT, 600.0))
         pauses = [call.args[0] for call in pause.await_args_list]
         self.assertEqual(pauses, [min(0.02 * 2**number, 10.0) for number in range(12)])
 

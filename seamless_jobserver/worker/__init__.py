@@ -4,8 +4,9 @@ It imports nothing of ``server``. Between the two are the executor's pipes, the 
 a file that shows the progress of a job; nested jobs are asked for over HTTP.
 
 - A job: ``entry``, ``execution``, ``bash``, ``nested``, ``failure``, ``naming``, ``record``.
-- Its buffers: ``staging`` with ``lane``, ``pins``, ``nearby``, ``readfolders`` and ``inputcache``;
-  ``confirmations`` and ``safekeeping`` once it has a result.
+- Its buffers: ``staging`` with ``lane``; in by ``fetching`` with ``pins``, ``nearby``,
+  ``readfolders`` and ``inputcache``, out by ``storing``, or ``unserved``; ``confirmations`` and
+  ``safekeeping`` once it has a result.
 - Apart from the next one: ``isolation``, ``limits``, ``capture``, ``memory``; from other threads:
   ``syntaxtrees``.
 - What it takes: ``measure``, ``memorypeak``.

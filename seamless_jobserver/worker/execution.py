@@ -37,13 +37,8 @@ from seamless_jobserver.worker.nested import end_loops
 from seamless_jobserver.worker.pins import needs, pins_with
 from seamless_jobserver.worker.record import is_compiled
 from seamless_jobserver.worker.safekeeping import Safekeeping
-from seamless_jobserver.worker.staging import (
-    NO_STORE,
-    Staging,
-    StoreUnavailable,
-    Unserved,
-    held_leaves,
-)
+from seamless_jobserver.worker.staging import Staging, held_leaves
+from seamless_jobserver.worker.unserved import NO_STORE, StoreUnavailable, Unserved
 
 
 class Ended(NamedTuple):

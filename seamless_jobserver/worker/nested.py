@@ -50,7 +50,7 @@ from seamless_jobserver.transport.aiohttp_standin import (
 from seamless_jobserver.worker import failure
 from seamless_jobserver.worker.measure import Meter, ThreadMeasurement
 from seamless_jobserver.worker.naming import name_of
-from seamless_jobserver.worker.staging import Unserved
+from seamless_jobserver.worker.unserved import Unserved
 
 _LIMITS: Final = ClientTimeout(sock_connect=10.0, sock_read=60.0)
 """In seconds; the server shows every 20 s that a job goes on. One that has taken no notice of us

@@ -24,7 +24,8 @@ from seamless_transformer.transformation_cache import (
 
 from seamless_jobserver.messages import RunRequest
 from seamless_jobserver.transport.aiohttp_standin import ClientError
-from seamless_jobserver.worker.staging import Staging, StoreUnavailable
+from seamless_jobserver.worker.staging import Staging
+from seamless_jobserver.worker.unserved import StoreUnavailable
 
 _STORE: Final = "The hashserver or the database"
 

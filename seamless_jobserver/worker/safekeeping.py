@@ -11,7 +11,8 @@ from seamless import Buffer
 
 from seamless_jobserver import spool
 from seamless_jobserver.messages import Ending, Outcome, RunRequest
-from seamless_jobserver.worker.staging import Staging, StoreUnavailable
+from seamless_jobserver.worker.staging import Staging
+from seamless_jobserver.worker.unserved import StoreUnavailable
 
 
 class Safekeeping:

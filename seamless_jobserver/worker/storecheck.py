@@ -8,7 +8,8 @@ import seamless
 from seamless_remote import buffer_remote, database_remote
 
 from seamless_jobserver.messages import StoreCheck
-from seamless_jobserver.worker.staging import NO_STORE, Staging
+from seamless_jobserver.worker.staging import Staging
+from seamless_jobserver.worker.unserved import NO_STORE
 
 _LIMIT: Final = 10.0
 """Seconds for one thing that the store is asked."""
