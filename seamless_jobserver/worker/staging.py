@@ -40,7 +40,8 @@ class Staging:
     def __init__(self, store_timeout: float, cache_size: int, folder: str | None = None) -> None:
         """`store_timeout` is for how many seconds a result is offered to a store that is away.
 
-        `cache_size` is in bytes: see `InputCache`. `folder` is where the store keeps its buffers, if it is known: see `store_folder`.
+        `cache_size` is in bytes: see `InputCache`. `folder` is where the store keeps its buffers,
+        if it is known: see `store_folder`.
         """
         self._store_timeout = store_timeout
         self._stored = ReadFolders([] if folder is None else [folder])
