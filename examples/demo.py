@@ -6,7 +6,6 @@ jobserver's log, stops all services, and removes the folder.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,14 +20,9 @@ def main():
     try:
         shutil.copy(here / "workflow.py", cluster.project)
         print(f"Running {here / 'workflow.py'} in {directory}", flush=True)
-        result = subprocess.run(
-            [sys.executable, "workflow.py"],
-            cwd=cluster.project,
-            env=cluster.environment,
-            timeout=600,
-            check=False,
-        )
-        print("\nThe jobserver's log:", cluster.log("jobserver"), sep="\n", flush=True)
+        result = cluster.run_workflow(sys.executable, "workflow.py", timeout=600)
+        print(result.stdout)
+        print("The jobserver's log:", cluster.log("jobserver"), sep="\n", flush=True)
         print("Stopping the services:", cluster.stop(), sep="\n", flush=True)
     finally:
         cluster.remove()
