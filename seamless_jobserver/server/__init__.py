@@ -2,9 +2,10 @@
 
 - From start to end: ``lifecycle``, ``workingdirectory``, ``ending``, ``idle``, ``statusfile``,
   ``guardian``, ``eventlog``.
-- Connections: ``http`` accepts them and ``connection`` serves them; ``access``, ``doorstep``,
-  ``loopback``, ``refusals`` and ``places`` say who gets in, and ``hangups`` notices who goes.
-- Requests: ``routes``, ``payload``, ``response``.
+- Connections: ``http`` takes in what ``acceptor`` accepts, and ``connection`` serves it;
+  ``access``, ``doorstep``, ``loopback``, ``refusals`` and ``places`` say who gets in, and
+  ``hangups`` notices who goes.
+- Requests: ``requestreader``, ``routes``, ``payload``, ``response``.
 - Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``ledger``, ``jobs``,
   ``hosting``, ``attempt``, ``failures`` and ``errands``.
 - Workers: ``slots``, ``slot``, ``workers``, ``casualties``.

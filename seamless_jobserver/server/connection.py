@@ -1,8 +1,8 @@
-"""One connection: requests framed, answers out, in a thread of its own.
+"""One connection: requests in, answers out, in a thread of its own.
 
-It reads a request, waits for its answer however long the job takes, writes it, and goes on with
-the next request. The framing is `seamless_jobserver.http1`; nothing of `http.server`'s own
-request handling is used, because it takes what RFC 9112 forbids.
+It reads a request (`server.requestreader`), waits for its answer however long the job takes, writes
+it, and goes on with the next request. Nothing of `http.server`'s own request handling is used,
+because it takes what RFC 9112 forbids.
 
 What keeps a connection honest:
 
@@ -38,6 +38,7 @@ from seamless_jobserver.server.access import Gate, Refused, Standing
 from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity, Mark
 from seamless_jobserver.server.places import Places
+from seamless_jobserver.server.requestreader import CHUNK, ClientGone, RequestReader
 from seamless_jobserver.server.response import (
     Response,
     render,
@@ -59,7 +60,6 @@ _HANDSHAKE_LIMIT: Final = 10.0
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of a TLS connection (RFC 8446 §5.1)."""
 _LINGER: Final = 1.0
-_CHUNK: Final = 256 * 1024
 _SLICE: Final = 64 * 1024
 _ROOM_INTERVAL: Final = 0.1
 
@@ -70,10 +70,6 @@ Answerer = Callable[
     [http1.RequestHead, bytes, Callable[["concurrent.futures.Future[Any]"], None]], Response
 ]
 """Given a request's head, its body, and what waits for a future; see `Routes.answer`."""
-
-
-class ClientGone(Exception):
-    """The client has closed the connection, or does not take its answer."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Connection:
         self._stranger_until = time.monotonic() + STRANGER_LIMIT
         self._stays = True
         self._clear = False
-        self._buffer = bytearray()
+        self._reader = RequestReader(terms.max_body)
         self._processing = b""
         self._next_processing = 0.0
 
@@ -144,13 +140,13 @@ class Connection:
                 mark = _begin(request, activity) if self._known else None
                 try:
                     deadline = self._deadline(REQUEST_LIMIT)
-                    head = http1.parse_request_head(self._read_head(deadline))
+                    head = http1.parse_request_head(self._reader.head(self.socket, deadline))
                     self._terms.gate.check(head, self._standing, lacks_tls=self._clear)
                     if mark is None:
                         self._settle()
                         mark = _begin(request, activity)
                         deadline = self._deadline(REQUEST_LIMIT)
-                    body = self._read_body(head, deadline)
+                    body = self._reader.body(self.socket, head, deadline)
                 except http1.MalformedMessage as fault:
                     self._refuse(text_response(fault.status, f"{fault.status}: {fault}"))
                     return
@@ -190,7 +186,7 @@ class Connection:
         if self._known:
             self._room.rest(self)
         try:
-            return self.socket.recv(_CHUNK, flags)
+            return self.socket.recv(CHUNK, flags)
         except TimeoutError:
             return b""
         finally:
@@ -236,61 +232,9 @@ class Connection:
 
     def _await_request(self) -> bool:
         """Wait for the first byte of a request; False when none will come."""
-        if not self._buffer and self._stays and not self._terms.closing():
-            self._buffer += self._await()
-        return bool(self._buffer)
-
-    def _read_body(self, head: http1.RequestHead, deadline: float) -> bytes:
-        length = http1.request_body_length(head.fields)
-        if length > self._terms.max_body:
-            raise http1.MalformedMessage(
-                f"a body of {length} bytes, more than the {self._terms.max_body} that --max-body "
-                "of the jobserver allows",
-                status=413,
-            )
-        expectations = head.fields.tokens("Expect")
-        if expectations - {"100-continue"}:
-            raise http1.MalformedMessage("an expectation that is not 100-continue", status=417)
-        if expectations and head.version >= (1, 1) and len(self._buffer) < length:
-            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while len(self._buffer) < length:
-            self._receive(deadline)
-        body = bytes(memoryview(self._buffer)[:length])
-        del self._buffer[:length]
-        return body
-
-    def _read_head(self, deadline: float) -> bytes:
-        searched = 0
-        while True:
-            if not searched:
-                # A robust server ignores empty lines before a request (RFC 9112 §2.2).
-                while self._buffer.startswith(b"\r\n"):
-                    del self._buffer[:2]
-            end = self._buffer.find(b"\r\n\r\n", max(0, searched - 3))
-            if end >= 0:
-                block = bytes(memoryview(self._buffer)[:end])
-                del self._buffer[: end + 4]
-                return block
-            http1.check_beginning(self._buffer, searched)
-            searched = len(self._buffer)
-            if searched > http1.MAX_HEAD:
-                raise http1.MalformedMessage("a head without an end", status=431)
-            self._receive(deadline)
-
-    def _receive(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise http1.MalformedMessage("the request took too long to arrive", status=408)
-        self.socket.settimeout(left)
-        try:
-            data = self.socket.recv(_CHUNK)
-        except TimeoutError:
-            raise http1.MalformedMessage(
-                "the request took too long to arrive", status=408
-            ) from None
-        if not data:
-            raise ClientGone("it closed the connection in the middle of a request")
-        self._buffer += data
+        if not self._reader.pending and self._stays and not self._terms.closing():
+            self._reader.add(self._await())
+        return bool(self._reader.pending)
 
     def _prepare_to_wait(self, head: http1.RequestHead) -> None:
         agent = (head.fields.get("User-Agent") or "").lower()
@@ -375,7 +319,7 @@ class Connection:
         while (left := deadline - time.monotonic()) > 0:
             self.socket.settimeout(left)
             try:
-                if not self.socket.recv(_CHUNK):
+                if not self.socket.recv(CHUNK):
                     return
             except TimeoutError:
                 return
@@ -387,16 +331,16 @@ class Connection:
         if not isinstance(self.socket, ssl.SSLSocket):
             return _hung_up(self.socket)
         # TLS says goodbye inside the stream, so that what has come must be taken to be seen.
-        if len(self._buffer) >= _CHUNK:
+        if self._reader.pending >= CHUNK:
             return False
         self.socket.settimeout(0.0)
         try:
-            data = self.socket.recv(_CHUNK)
+            data = self.socket.recv(CHUNK)
         except ssl.SSLWantReadError:
             return False
         except OSError:
             return True
-        self._buffer += data
+        self._reader.add(data)
         return not data
 
 

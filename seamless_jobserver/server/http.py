@@ -1,21 +1,17 @@
 """The listening side: connections in, each served in a thread of its own (`server.connection`).
 
-A `ThreadingHTTPServer` accepts in one thread. That thread asks the gate about each connection,
-which takes the kernel less than 0.1 ms, and so those who are not let in cost neither a thread nor a
-place (`server.doorstep`). So many connections are served at a time; of further ones that are let
-in, one waits for a place (`server.places`), and the others in the backlog.
-
-The thread that accepts stays until the end, since there may be none to be had later. While it is
-halted it is parked, and whoever has halted it may accept in its stead. What it waits for (a place,
-a thread, a descriptor) it gives up when it is halted, and holds the connection until it goes on.
+A `ThreadingHTTPServer` accepts in one thread (`server.acceptor`). That thread asks the gate about
+each connection, which takes the kernel less than 0.1 ms, and so those who are not let in cost
+neither a thread nor a place (`server.doorstep`). So many connections are served at a time; of
+further ones that are let in, one waits for a place (`server.places`), and the others in the
+backlog. What the acceptor waits for (a place, a thread, a descriptor) it gives up when it is
+halted, and the connection is held until it goes on.
 """
 
 import contextlib
-import enum
 import errno
 import logging
 import resource
-import select
 import socket
 import ssl
 import threading
@@ -26,25 +22,19 @@ from typing import Any, Final
 
 from seamless_jobserver.errors import Unanswered
 from seamless_jobserver.peer import SHORTAGE
+from seamless_jobserver.server.acceptor import Acceptor
 from seamless_jobserver.server.access import Gate, Refused, Standing
-from seamless_jobserver.server.connection import Answerer, ClientGone, Connection, Terms
+from seamless_jobserver.server.connection import Answerer, Connection, Terms
 from seamless_jobserver.server.doorstep import Doorstep
 from seamless_jobserver.server.hangups import Hangups
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.places import STRANGERS, Places
 from seamless_jobserver.server.refusals import Refusals
+from seamless_jobserver.server.requestreader import ClientGone
 
 BACKLOG: Final = 1024
 """Connections that the kernel holds for us; the default of 5 resets clients in small bursts."""
 _ROOM_INTERVAL: Final = 0.1
-_LOOK: Final = 0.1
-"""Seconds between two looks of the acceptor at those who stand at the door."""
-_AT_A_TIME: Final = 64
-"""Connections that are accepted between two such looks, when a thousand come at one moment."""
-_PARKED: Final = 3600.0
-"""Seconds between two looks of the acceptor at whether it is to go on, if nobody wakes it."""
-_HALT_LIMIT: Final = 60.0
-"""Seconds for the acceptor to come to a halt, which takes a moment unless its log blocks."""
 _DESCRIPTORS: Final = 256
 """Open files that the server needs beside those for its connections and its workers."""
 _PER_WORKER: Final = 12
@@ -52,14 +42,6 @@ _PER_WORKER: Final = 12
 
 
 _log = logging.getLogger(__name__)
-
-
-class _Mode(enum.Enum):
-    """What the thread that accepts is to do."""
-
-    ACCEPTING = enum.auto()
-    HALTED = enum.auto()
-    ENDED = enum.auto()
 
 
 class JobHTTPServer(ThreadingHTTPServer):
@@ -105,11 +87,13 @@ class JobHTTPServer(ThreadingHTTPServer):
         self._lock = threading.Lock()  # over the two below
         self._connections: dict[threading.Thread, Connection] = {}
         self._accepted = 0
-        self._turned = threading.Condition()  # over the two below
-        self._mode = _Mode.HALTED
-        self._parked = False
-        self._acceptor: threading.Thread | None = None
-        # By the acceptor, or by others while that is parked.
+        self._acceptor = Acceptor(
+            self.socket,
+            accept=self._accept_one,
+            go_on=self._begin_held,
+            attend=self.service_actions,
+        )
+        # By the acceptor, or by others while that is halted.
         self._held: list[tuple[Any, Any]] = []
         self._short = False
 
@@ -150,22 +134,12 @@ class JobHTTPServer(ThreadingHTTPServer):
 
         Raises RuntimeError when there is no thread to be had; after `suspend` it is there.
         """
-        self._turn(_Mode.ACCEPTING)
-        if self._acceptor is None:
-            acceptor = threading.Thread(target=self._accept, name="jobserver-accept", daemon=True)
-            acceptor.start()
-            self._acceptor = acceptor
+        self._acceptor.start()
 
     def suspend(self) -> None:
         """Accept what has come so far and nothing more, until `start` is called again."""
-        self._turn(_Mode.HALTED)
-        if self._acceptor is not None:
-            with self._turned:
-                parked = self._turned.wait_for(lambda: self._parked, _HALT_LIMIT)
-            if not parked:
-                _log.error("the thread that accepts does not halt")
-                return
-        self.accept_waiting()
+        if self._acceptor.halt():
+            self.accept_waiting()
 
     def accept_waiting(self) -> int:
         """Accept the connections that wait in the backlog, while `suspend`ed; return how many."""
@@ -182,12 +156,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         Whoever got the port would be asked by our own workers, as long as they have jobs.
         """
         self._closing.set()
-        self._turn(_Mode.ENDED)
-        acceptor, self._acceptor = self._acceptor, None
-        if acceptor is not None:
-            acceptor.join(_HALT_LIMIT)
-            if acceptor.is_alive():
-                _log.error("the thread that accepts does not end: is the log's disk full?")
+        self._acceptor.end()
         for request, _ in self._held:
             self.shutdown_request(request)
         self._doorstep.close()
@@ -222,35 +191,6 @@ class JobHTTPServer(ThreadingHTTPServer):
         self.server_close()
         return len(self._snapshot())
 
-    def _turn(self, mode: "_Mode") -> None:
-        with self._turned:
-            self._mode = mode
-            self._turned.notify_all()
-
-    def _over_within(self, seconds: float) -> bool:
-        """Wait so long; return at once, with True, when nothing is to be accepted any more."""
-        with self._turned:
-            return self._turned.wait_for(lambda: self._mode is not _Mode.ACCEPTING, seconds)
-
-    def _accept(self) -> None:
-        arrivals = select.poll()
-        arrivals.register(self.socket, select.POLLIN)
-        try:
-            while self._next_mode() is _Mode.ACCEPTING:
-                held, self._held = self._held, []
-                for request, client_address in held:
-                    self._begin_safely(request, client_address)
-                # Not `serve_forever`: `shutdown` waits without a limit if that has not begun yet.
-                while self._mode is _Mode.ACCEPTING:
-                    arrivals.poll(1000 * _LOOK)
-                    for _ in range(_AT_A_TIME):
-                        if self._mode is not _Mode.ACCEPTING or not self._accept_one():
-                            break
-                    self.service_actions()
-        finally:
-            # Also after an error of ours: who waits for the acceptor is not to wait for ever.
-            self._note_parked()
-
     def _accept_one(self) -> bool:
         """Accept a connection; False when none is there that can be accepted at the moment."""
         try:
@@ -259,12 +199,17 @@ class JobHTTPServer(ThreadingHTTPServer):
             if error.errno in SHORTAGE:
                 self._short = True
                 # It is still in the backlog, so that the next try would come, and fail, at once.
-                self._over_within(_ROOM_INTERVAL)
+                self._acceptor.over_within(_ROOM_INTERVAL)
             return False
         with self._lock:
             self._accepted += 1
         self._begin_safely(request, client_address)
         return True
+
+    def _begin_held(self) -> None:
+        held, self._held = self._held, []
+        for request, client_address in held:
+            self._begin_safely(request, client_address)
 
     def _begin_safely(self, request: Any, client_address: Any) -> None:
         try:
@@ -272,20 +217,6 @@ class JobHTTPServer(ThreadingHTTPServer):
         except Exception:  # noqa: BLE001 - one of them is not to cost the others
             self.handle_error(request, client_address)
             self.shutdown_request(request)
-
-    def _note_parked(self) -> None:
-        with self._turned:
-            self._parked = True
-            self._turned.notify_all()
-
-    def _next_mode(self) -> "_Mode":
-        """Park the acceptor for as long as it is halted."""
-        self._note_parked()
-        with self._turned:
-            while not self._turned.wait_for(lambda: self._mode is not _Mode.HALTED, _PARKED):
-                continue
-            self._parked = False
-            return self._mode
 
     def _begin(self, request: Any, client_address: Any) -> None:
         """Have a connection served, or hold it when that cannot be before the acceptor is halted.
@@ -319,7 +250,7 @@ class JobHTTPServer(ThreadingHTTPServer):
             except OSError as error:
                 if error.errno not in SHORTAGE:
                     raise
-            if self._over_within(_ROOM_INTERVAL):
+            if self._acceptor.over_within(_ROOM_INTERVAL):
                 return None
             self.service_actions()  # who stands at the door may have the descriptors
 
@@ -338,7 +269,7 @@ class JobHTTPServer(ThreadingHTTPServer):
         Refusing would be worse: clients repeat what is refused, at once.
         """
         while not connection.take_place(_ROOM_INTERVAL):
-            if self._over_within(0):
+            if self._acceptor.over_within(0):
                 return False
             self.service_actions()
         return True
@@ -352,7 +283,7 @@ class JobHTTPServer(ThreadingHTTPServer):
                 _log.error("a connection waits for a thread: is a limit on processes reached?")
                 told = True
             # Hanging up would be worse: clients repeat a request at once, four times.
-            if self._over_within(_ROOM_INTERVAL):
+            if self._acceptor.over_within(_ROOM_INTERVAL):
                 connection.leave_place()
                 return False
             self.service_actions()
