@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import gc
+import itertools
 import unittest
 import weakref
 from unittest import mock
@@ -12,7 +13,8 @@ from unittest import mock
 from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import slots as slots_module
-from seamless_jobserver.server.slot import SlotState
+from seamless_jobserver.server.jobs import IllegalMove
+from seamless_jobserver.server.slot import TRANSITIONS, Slot, SlotEvent, SlotState
 from seamless_jobserver.server.slots import Slots
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerStartFailed
 from tests.test_service import RESULT, request
@@ -109,6 +111,48 @@ class SlotsCase(unittest.IsolatedAsyncioTestCase):
         return run
 
 
+class States(SlotsCase):
+    def test_an_event_that_cannot_happen_in_a_state_leaves_it_as_it_is(self):
+        for state, event in itertools.product(SlotState, SlotEvent):
+            with self.subTest(state=state, event=event):
+                slot = Slot(1)
+                slot.state = state
+                target = TRANSITIONS.get((state, event))
+                if target is None:
+                    with self.assertRaises(IllegalMove):
+                        slot.apply(event)
+                    self.assertIs(slot.state, state)
+                else:
+                    slot.apply(event)
+                    self.assertIs(slot.state, target)
+
+    async def test_a_slot_that_is_taken_cannot_be_taken_again(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            slot.reserve()
+            ticket = slot.ticket()
+            with self.assertRaises(IllegalMove):
+                slot.reserve()
+            self.assertEqual(slot.ticket(), ticket)
+
+    async def test_a_job_that_hears_late_of_its_workers_end_does_not_cost_the_next_worker(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            run = await self.run_in(slot)
+            first = slot.worker
+            first.describe_end = mock.AsyncMock(return_value="signal 9 SIGKILL")
+            slot.apply(SlotEvent.GONE)
+            slot.worker = FakeWorker()
+            slot.apply(SlotEvent.START)
+            slot.apply(SlotEvent.READY)
+            first.job.set_exception(concurrent.futures.BrokenExecutor())
+            self.assertIs((await run).ending, Ending.CRASHED)
+            slot.free()
+            self.assertIs(self.slots.idle(), slot)
+
+
 class End(SlotsCase):
     async def test_only_a_worker_that_is_idle_gets_time_to_end_by_itself(self):
         await self.asyncSetUp(2)
@@ -194,6 +238,33 @@ class Burial(SlotsCase):
                         await ask(slot)
                         slot.free()
                         self.assertIsNone(self.slots.idle())
+
+    async def test_a_slot_whose_worker_cannot_be_buried_waits_for_who_still_has_it(self):
+        await self.asyncSetUp()
+        want = mock.AsyncMock(side_effect=OSError(24, "Too many open files"))
+        made = asyncio.Queue()
+
+        def make(*_):
+            made.put_nowait(FakeWorker())
+            return made._queue[-1]
+
+        with (
+            mock.patch.object(FakeWorker, "describe_end", want, create=True),
+            mock.patch.object(slots_module, "_FIRST_PAUSE", 0.0),
+            self.assertLogs("seamless_jobserver.server.slots", "ERROR"),
+        ):
+            async with self.started(make):
+                await asyncio.wait_for(self.freed.wait(), 20)
+                slot = self.slots.idle()
+                slot.reserve()
+                self.freed.clear()
+                made.get_nowait().end()
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                self.assertTrue(made.empty(), "no other worker yet")
+                slot.free()
+                await asyncio.wait_for(self.freed.wait(), 20)
+                self.assertIs(self.slots.idle(), slot)
 
 
 class HandedOver(SlotsCase):

@@ -81,7 +81,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 
 class IllegalMove(Exception):
-    """An event that cannot happen to a job in its state; the state is unchanged."""
+    """An event that cannot happen to a job, or a slot, in its state; the state is unchanged."""
 
 
 @dataclass(eq=False)

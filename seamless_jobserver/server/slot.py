@@ -1,7 +1,13 @@
 """One slot: a place where one job runs at a time, by whichever worker it has at the moment.
 
-A slot outlives its workers, which `slots` supplies. It is free for the next job as soon as its
-worker is, which may be before the store has confirmed the result of the last one (`receipts`):
+A slot outlives its workers, which `slots` supplies:
+
+    starting ── ready ──> idle ── take ──> busy ── free ──> idle
+       ^ │                  │                │
+       │ └────── gone ──────┴──── gone ──────┴──> down ── start ──> starting
+
+It is free for the next job as soon as its worker is, which may be before the store has confirmed
+the result of the last one (`receipts`):
 
 - A worker that is to end for the next job's sake has first to get that receipt.
 - A job that has to wait for it too long is handed back: `NotBegun`.
@@ -19,9 +25,11 @@ import asyncio
 import enum
 import logging
 from concurrent.futures import BrokenExecutor, Future
+from typing import Final
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck
 from seamless_jobserver.progress import Phase
+from seamless_jobserver.server.jobs import IllegalMove
 from seamless_jobserver.server.workers import NotBegun, Worker, WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
@@ -34,6 +42,30 @@ class SlotState(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     DOWN = "down"
+
+
+class SlotEvent(enum.Enum):
+    """What happens to a slot."""
+
+    START = "start"
+    READY = "ready"
+    TAKE = "take"
+    FREE = "free"
+    GONE = "gone"
+    """Its worker has ended, or is about to, or could not be started."""
+
+
+TRANSITIONS: Final[dict[tuple[SlotState, SlotEvent], SlotState]] = {
+    (SlotState.STARTING, SlotEvent.START): SlotState.STARTING,  # as every slot begins
+    (SlotState.STARTING, SlotEvent.READY): SlotState.IDLE,
+    (SlotState.STARTING, SlotEvent.GONE): SlotState.DOWN,
+    (SlotState.IDLE, SlotEvent.TAKE): SlotState.BUSY,
+    (SlotState.IDLE, SlotEvent.GONE): SlotState.DOWN,
+    (SlotState.BUSY, SlotEvent.FREE): SlotState.IDLE,
+    (SlotState.BUSY, SlotEvent.GONE): SlotState.DOWN,
+    (SlotState.DOWN, SlotEvent.START): SlotState.STARTING,
+    (SlotState.DOWN, SlotEvent.GONE): SlotState.DOWN,  # noticed by the job and by the keeper
+}
 
 
 class Slot:
@@ -57,12 +89,27 @@ class Slot:
         self._vacant = asyncio.Event()
         self._vacant.set()
 
+    def apply(self, event: SlotEvent) -> None:
+        """Move this slot on. Raises `IllegalMove`."""
+        state = TRANSITIONS.get((self.state, event))
+        if state is None:
+            raise IllegalMove(f"slot {self.number} is {self.state.value}: it cannot {event.value}")
+        self.state = state
+
     def reserve(self) -> None:
         """Take this slot, which must be idle, for what it is given to do next."""
+        self.apply(SlotEvent.TAKE)
         self._last_name = ""
         self._turn += 1
         self._vacant.clear()
-        self.state = SlotState.BUSY
+
+    def _lose(self, worker: Worker) -> None:
+        """Note that `worker` is gone, unless this slot has another by now: that is none the worse.
+
+        The keeper is about to notice, and until then the slot is not to look idle.
+        """
+        if worker is self.worker:
+            self.apply(SlotEvent.GONE)
 
     def hand_over(self, request: RunRequest, output_path: str, input_timeout: float) -> None:
         """Give a job to the worker of this slot, which is reserved for it; `outcome` is to follow.
@@ -100,10 +147,10 @@ class Slot:
         except NotBegun:
             raise
         except WorkerGone:
-            self.state = SlotState.DOWN  # not idle: its keeper is about to notice
+            self._lose(worker)
             raise
         except BrokenExecutor:
-            self.state = SlotState.DOWN
+            self._lose(worker)
             began = worker.phase >= Phase.RUNNING
             if worker.verdict is not None:
                 return Outcome(Ending.CRASHED, message=f"{worker.verdict}\n")
@@ -116,7 +163,7 @@ class Slot:
             # What runs a job never raises; a job that has meddled with that is not trusted again,
             # nor is it run again.
             _log.exception("worker %d failed in an unforeseen way", self.number)
-            self.state = SlotState.DOWN
+            self._lose(worker)
             ending = Ending.CRASHED if worker.phase >= Phase.RUNNING else Ending.LOST
             worker.kill()
             what = f"{type(error).__name__}: {error}"
@@ -144,12 +191,13 @@ class Slot:
 
         Returns None, or why that failed.
         """
-        if self.state is not SlotState.BUSY or self.worker is None:
+        worker = self.worker
+        if self.state is not SlotState.BUSY or worker is None:
             return "the worker has ended"
         try:
-            return await self.worker.answered(self.worker.record(request, result))
+            return await worker.answered(worker.record(request, result))
         except (WorkerGone, BrokenExecutor):
-            self.state = SlotState.DOWN
+            self._lose(worker)
             return "the worker has ended"
 
     def free(self, retire: str | None = None) -> None:
@@ -160,11 +208,11 @@ class Slot:
         self._vacant.set()
         if self.state is not SlotState.BUSY:
             return
-        self.state = SlotState.DOWN
-        if self.worker is None:
+        if self.worker is not None and retire is None and self.worker.verdict is None:
+            self.apply(SlotEvent.FREE)
             return
-        if retire is None and self.worker.verdict is None:
-            self.state = SlotState.IDLE
+        self.apply(SlotEvent.GONE)
+        if self.worker is None:
             return
         if self.worker.verdict is None:
             _log.info("worker %d is replaced: %s", self.number, retire)
@@ -197,12 +245,13 @@ class Slot:
 
     async def check_store(self) -> StoreCheck | None:
         """Have the worker of this slot, which is reserved, use its store; None if it has ended."""
-        if self.state is not SlotState.BUSY or self.worker is None:
+        worker = self.worker
+        if self.state is not SlotState.BUSY or worker is None:
             return None
         try:
-            return await self.worker.answered(self.worker.check_store())
+            return await worker.answered(worker.check_store())
         except (WorkerGone, BrokenExecutor):
-            self.state = SlotState.DOWN
+            self._lose(worker)
             return None
 
     def condemn(self, verdict: str) -> None:

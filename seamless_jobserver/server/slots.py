@@ -2,11 +2,8 @@
 
 One dead process breaks a whole `ProcessPoolExecutor` for good, and with it jobs that have done
 nothing wrong. So each slot has an executor of exactly one spawned process, and what happens to
-that process touches the job in that slot alone. A slot outlives its workers:
-
-    starting ── ready ──> idle ── take ──> busy ── done ──> idle
-        ^                   │                │
-        │                   └───── gone ─────┴──> down ── (pause) ──> starting
+that process touches the job in that slot alone. Each has a keeper, a task that supplies it with one
+worker after another:
 
 - The worker's end is noticed whether or not a job runs, and whatever processes it leaves behind.
 - A slot whose worker cannot be started tries again after a growing pause, while others go on.
@@ -21,12 +18,13 @@ import gc
 import logging
 import os
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Final
 
 from seamless_jobserver.messages import WorkerProgram, WorkerSettings
 from seamless_jobserver.processtree import ProcessId, children, kill_tree, reap, tree_memory
 from seamless_jobserver.server.guardian import Guardian
-from seamless_jobserver.server.slot import Slot, SlotState
+from seamless_jobserver.server.slot import Slot, SlotEvent, SlotState
 from seamless_jobserver.server.workers import Worker, WorkerStartFailed
 
 _FIRST_PAUSE: Final = 0.5
@@ -72,6 +70,8 @@ class Slots:
         self._guardian = guardian
         self._memory_limit = memory_limit
         self._new_path = new_path
+        # It is a child of ours, started with the first worker, and again if somebody has ended it.
+        resource_tracker.ensure_running()
         self._ours = children(os.getpid())
         self._freed = freed
         self._buried = buried
@@ -112,7 +112,7 @@ class Slots:
             if worker is not None:
                 endings.append(worker.close(timeout if slot in idle else 0.0))
                 worker.forget()
-            slot.state = SlotState.DOWN
+            slot.apply(SlotEvent.GONE)
         await asyncio.gather(*endings)
         try:
             await self._sweep()
@@ -125,17 +125,17 @@ class Slots:
         await asyncio.sleep(0)
         pause = _FIRST_PAUSE
         while True:
-            slot.state = SlotState.STARTING
+            slot.apply(SlotEvent.START)
             try:
                 ended = await self._supply(slot)
                 slot.failed_starts = 0
                 slot.problem = None
                 pause = _FIRST_PAUSE
                 self._ever_ready = True
-                slot.state = SlotState.IDLE
+                slot.apply(SlotEvent.READY)
                 self._freed()
                 await asyncio.wait({ended})
-                slot.state = SlotState.DOWN
+                slot.apply(SlotEvent.GONE)
                 await self._bury(slot)
                 # Who had it is to be told how it ended, before others can have it.
                 await slot.vacated(_VACATION_LIMIT)
@@ -150,10 +150,11 @@ class Slots:
                 self._abandon(slot)
             self._note_failed_start(slot, cause)
             await asyncio.sleep(pause)
+            await slot.vacated(_VACATION_LIMIT)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _note_failed_start(self, slot: Slot, cause: str) -> None:
-        slot.state = SlotState.DOWN
+        slot.apply(SlotEvent.GONE)
         slot.failed_starts += 1
         slot.problem = cause
         _log.error("worker %d could not be started: %s", slot.number, cause)
@@ -171,10 +172,9 @@ class Slots:
 
     async def _supply(self, slot: Slot) -> "asyncio.Future[None]":
         """Give `slot` a worker that is ready, and return what is done at its end."""
-        before = children(os.getpid())
         settings = dataclasses.replace(self._settings, slot=slot.number)
         worker = slot.worker = Worker(self._program, settings, self._new_path())
-        self._ours |= children(os.getpid()) - before
+        self._ours.add(worker.pid)
         if worker.identity is not None:
             self._guardian.watch(worker.identity)
         try:
