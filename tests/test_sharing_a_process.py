@@ -192,6 +192,24 @@ OWN_INSTALLATIONS = (
     "logging.root.addHandler(logging.NullHandler())",
 )
 
+# A watchdog that nobody has called off: it strikes while the process is put back.
+LATE_INTERRUPTS = """
+def f(a):
+    import _thread, signal, threading, time
+
+    def interrupt():
+        for _ in range(30):
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+                break
+            time.sleep(0.005)
+        for _ in range(20):
+            _thread.interrupt_main()
+            time.sleep(0.005)
+
+    threading.Thread(target=interrupt, name="watchdog").start()
+    return a
+"""
+
 # What cannot be put back -> the reason for which the worker is retired.
 PAST_MENDING = {
     "threads": (
@@ -336,6 +354,12 @@ class SharedProcess(OnAStore):
                 wait_until(lambda r=reason: r in self.server.log, f"the log says: {reason}")
                 after = self.report()
                 self.assertNotEqual(after["pid"], before)
+
+    def test_an_interrupt_that_a_job_has_left_behind_costs_no_result(self):
+        answer = self.server.run(self.store.request(LATE_INTERRUPTS, a=5))
+        self.assertEqual(self.value(answer), 5)
+        self.assertEqual(self.value(self.server.run(self.store.request(ADD, a=1, b=2))), 3)
+        self.assertNotIn("unforeseen", self.server.log)
 
     def test_what_a_library_installs_at_its_import_stays_and_what_a_job_installs_goes(self):
         (self.directory / "library").mkdir()

@@ -96,6 +96,34 @@ class Answers(unittest.IsolatedAsyncioTestCase):
             await asyncio.wait_for(worker.answered(Future()), PATIENCE)
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+class Interruptions(unittest.IsolatedAsyncioTestCase):
+    """What a worker sends back that was interrupted between two steps of ours."""
+
+    async def test_it_is_an_ordinary_error_and_does_not_end_the_loop(self):
+        for kind in (KeyboardInterrupt, SystemExit):
+            with self.subTest(kind):
+                worker, question = Worker.__new__(Worker), Future()
+                worker._ended = asyncio.get_running_loop().create_future()
+                question.set_exception(kind())
+                with self.assertRaisesRegex(RuntimeError, kind.__name__):
+                    await worker.answered(question)
+
+    async def test_also_when_it_has_just_begun_to_start(self):
+        with temporary_directory() as directory:
+            program = WorkerProgram(interrupt, print, print, print)
+            worker = Worker(program, SETTINGS, str(directory / "worker"))
+            try:
+                with self.assertRaisesRegex(RuntimeError, "KeyboardInterrupt"):
+                    await worker.ready()
+            finally:
+                await worker.close(0.0)
+                worker.forget()
+
+
 class Death(unittest.IsolatedAsyncioTestCase):
     @contextlib.asynccontextmanager
     async def worker(self):

@@ -1,8 +1,9 @@
 """One worker process, seen from the server: the executor in front of it, and how it ends.
 
 An executor of exactly one spawned process, because one dead process breaks a whole executor for
-good. A worker that must not go on (a limit, a cancellation that reclaims) is *condemned*: killed,
-with a verdict that becomes the explanation of its end.
+good. A worker that must not go on is *doomed*: it gets no other job, and a verdict, which becomes
+the explanation of its end. Over a limit it is killed; when its job is reclaimed it is asked to end
+first.
 """
 
 import asyncio
@@ -155,12 +156,18 @@ class Worker:
 
     async def ready(self) -> None:
         """Return when the worker can take jobs. Raises `WorkerStartFailed` with the cause."""
+        warm = asyncio.wrap_future(self._warm_up)
         try:
-            cause = await asyncio.wait_for(asyncio.wrap_future(self._warm_up), START_LIMIT)
-        except asyncio.TimeoutError:
+            done, _ = await asyncio.wait({warm}, timeout=START_LIMIT)
+        finally:
+            warm.cancel()
+        if not done:
             raise WorkerStartFailed(
                 f"it was not ready within {START_LIMIT:.0f} s: is the disk with its packages slow?"
-            ) from None
+            )
+        warm.exception()  # or asyncio would say that nobody has asked for it
+        try:
+            cause = _answer_to(self._warm_up)
         except BrokenExecutor:
             raise WorkerStartFailed(f"it ended by {await self.describe_end()}") from None
         if cause is not None:
@@ -219,7 +226,7 @@ class Worker:
                 await asyncio.wait({news}, timeout=END_LIMIT)
             if not question.done():
                 raise BrokenExecutor("the worker has ended, and left processes behind")
-            return question.result()
+            return _answer_to(question)
         finally:
             self._ended.remove_done_callback(note)
             question.cancel()
@@ -357,3 +364,15 @@ class Worker:
         except RuntimeError as error:
             _log.warning("worker process %d is not waited for: %s", self.pid, error)
         self.kill()
+
+
+def _answer_to(question: "Future[Answer]") -> Answer:
+    """Return the result of what was submitted, which is done; raises what it raised, tamed.
+
+    A worker that is interrupted between two steps of ours sends that back like any exception, and
+    a task that raises KeyboardInterrupt or SystemExit ends the event loop it runs on, for all.
+    """
+    error = question.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise RuntimeError(f"the worker was interrupted by {type(error).__name__}") from error
+    return question.result()

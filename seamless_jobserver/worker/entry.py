@@ -131,6 +131,9 @@ class _Worker:
         hook_in()
         one_at_a_time()
         settle()
+        # But for the code of a job, which may interrupt the main thread of its process, or have a
+        # thread that does so later, when it would be the end of the worker and of a result.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 
     def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
@@ -146,6 +149,7 @@ class _Worker:
                     "Is the disk for temporary files full?\n",
                 )
             self._surroundings.limits.limit_files()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a script
             ended = apart(
                 self._execution.execute,
                 request,
@@ -188,6 +192,7 @@ class _Worker:
 
         All else can wait until the store is at work.
         """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._surroundings.stop_timers()
         self._capture.mend()
         self._surroundings.limits.restore()  # a limit that stays is noticed by `restore`
