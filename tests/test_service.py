@@ -96,7 +96,7 @@ class FakeSlots:
         pass
 
     def idle(self, _inputs=frozenset()):
-        return next((slot for slot in self.slots if not slot.busy), None)
+        return next((slot for slot in self.slots if slot.state is SlotState.IDLE), None)
 
     async def close(self, timeout):
         pass
@@ -764,6 +764,38 @@ class Nested(ServiceCase):
         for other in others:
             self.assertFalse(other.done())
             await self.leave(other)
+
+    async def test_one_whose_worker_is_lost_does_not_wait_for_another_in_the_queue(self):
+        for joined in (False, True):
+            with self.subTest(joined=joined):
+                await self.make(slots=2)
+                await self.call(request("1"))
+                nested = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+                await self.settle()
+                caller = await self.call(request("2")) if joined else None
+                slot = self.slots.slots[1]
+                slot.end.set_exception(WorkerLost("It was killed.\n"))
+                slot.down = True
+                number = await asyncio.wait_for(nested, 20)
+                self.assertIsInstance(number, int, "its own worker is to run it")
+                state = State.QUEUED if joined else State.LOST
+                jobs = list(self.service._ledger.table.active(request("2").checksum))
+                self.assertEqual([job.state for job in jobs[:-1]], [state] if joined else [])
+                await self.service.hosting.ended(number, RESULT)
+                if caller is not None:
+                    self.assertIs(await asyncio.wait_for(caller, 20), RESULT)
+
+    async def test_it_has_another_at_once_where_one_is_free(self):
+        await self.make(slots=3)
+        await self.call(request("1"))
+        nested = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        _, second, third = self.slots.slots
+        second.end.set_exception(WorkerLost("It was killed.\n"))
+        second.down = True
+        await self.settle()
+        third.end.set_result(RESULT)
+        self.assertIs(await asyncio.wait_for(nested, 20), RESULT)
 
     async def test_what_a_job_that_is_handed_back_has_moved_is_counted(self):
         (slot,) = self.slots.slots

@@ -45,6 +45,7 @@ class Ledger:
         self.journal = Journal()
         self._failures = failures
         self._ends: dict[int, set[asyncio.Future[Outcome]]] = {}
+        self._nested: set[asyncio.Future[Outcome]] = set()  # of those, whoever asks inside a job
 
     def join_or_add(self, request: RunRequest, *, nested: bool) -> tuple[Job, bool]:
         """Do what `JobTable.join_or_add` does."""
@@ -94,11 +95,23 @@ class Ledger:
         self._log_end(job, name, outcome)
         asyncio.get_running_loop().call_later(_MOMENT, self.journal.write_up)
 
-    def end_of(self, job: Job) -> "asyncio.Future[Outcome]":
-        """Return a new future of how a job that is under way ends for its callers."""
+    def end_of(self, job: Job, *, nested: bool = False) -> "asyncio.Future[Outcome]":
+        """Return a new future of how a job that is under way ends for its callers.
+
+        `nested` says that another job asks: see `send_away`.
+        """
         end = asyncio.get_running_loop().create_future()
         self._ends[job.number].add(end)
+        if nested:
+            self._nested.add(end)
+            end.add_done_callback(self._nested.discard)
         return end
+
+    def send_away(self, job: Job, outcome: Outcome) -> None:
+        """Give `outcome` to those who ask from inside a job; for all others `job` goes on."""
+        for end in self._ends[job.number] & self._nested:
+            if not end.done():
+                end.set_result(outcome)
 
     def withdraw(self, job: Job, end: "asyncio.Future[Outcome]") -> None:
         """Let go of a future that `end_of` has returned."""

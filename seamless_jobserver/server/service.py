@@ -118,14 +118,18 @@ class Service:
         asks is to run itself. Waiting for a run that is under way is fine, waiting for one that is
         queued is not: the slot that it needs may be the one that asks.
         """
-        assert self._slots is not None
-        if self._ledger.table.running(request) is None:
-            slot = self._slots.idle()
-            # One that is not settled could hand it back, and it would wait in the queue after all.
-            busy = self._ledger.table.next_queued() is not None or slot is None or not slot.settled
-            if busy or self._refusal is not None:
-                return self.hosting.add(request, host)
-        return await self._run(request, nested=True)
+        if self._ledger.table.running(request) is not None or self._begins_at_once():
+            outcome = await self._run(request, nested=True)
+            if outcome.ending is not Ending.NOT_BEGUN:
+                return outcome
+        return self.hosting.add(request, host)
+
+    def _begins_at_once(self) -> bool:
+        """Whether a job that comes now would have a slot, and keep it."""
+        slot = None if self._slots is None else self._slots.idle()
+        free = self._refusal is None and self._ledger.table.next_queued() is None
+        # One that is not settled could hand it back, and it would wait in the queue after all.
+        return free and slot is not None and slot.settled
 
     async def note_unheard(self, request: RunRequest, outcome: Outcome) -> None:
         """Note that a caller has gone without its answer, which it can therefore not record."""
@@ -223,7 +227,7 @@ class Service:
         job, new = self._ledger.join_or_add(request, nested=nested)
         if new:
             self._dispatch()
-        end = self._ledger.end_of(job)
+        end = self._ledger.end_of(job, nested=nested)
         job.waiters += 1
         if not new:
             self.journal.joined(job)
@@ -257,6 +261,8 @@ class Service:
         if job.state is State.QUEUED:
             loop = asyncio.get_running_loop()
             after = self._policy.abandoned_after
+            if job.number in self._abandoned:
+                self._abandoned[job.number].cancel()
             self._abandoned[job.number] = loop.call_later(after, self._drop, job)
 
     def _drop(self, job: Job) -> None:
@@ -386,7 +392,8 @@ class Service:
     def _give_back(self, job: Job, loss: WorkerGone | WorkerLost | NotBegun) -> Outcome:
         """Queue a job again whose worker ended, or handed it back, before the job's code began.
 
-        One that has met that before is not tried a third time: it ends with what is returned.
+        One that has met that before is not tried a third time: it ends with what is returned. A job
+        that asks for this one is not to wait in the queue: its worker runs it itself.
         """
         if isinstance(loss, WorkerLost):
             job.losses += 1
@@ -395,8 +402,14 @@ class Service:
                     Ending.LOST, message=f"{loss}It had been tried {job.losses} times.\n"
                 )
         if job.state is State.RUNNING:
+            at_once = self._begins_at_once()
+            sent_away = Outcome(Ending.NOT_BEGUN, message=str(loss))
+            if job.nested and not at_once:
+                return sent_away
             why = str(loss) if isinstance(loss, NotBegun) else "its worker had ended"
             self._ledger.requeue(job, why)
+            if not at_once:
+                self._ledger.send_away(job, sent_away)
             if not job.waiters:
                 self._leave_alone(job)
         return Outcome(Ending.LOST, message=str(loss))
