@@ -18,7 +18,7 @@ from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 from seamless_transformer import run as seamless_run  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings  # noqa: E402
-from seamless_jobserver.transport import connection  # noqa: E402
+from seamless_jobserver.transport import aiohttp_standin, connection  # noqa: E402
 from seamless_jobserver.worker import (  # noqa: E402
     entry,
     execution,
@@ -133,6 +133,22 @@ class Order(Played):
             self.staging.forget.assert_called_once()
 
 
+class Records(Played):
+    def test_a_result_is_kept_safe_whatever_keeps_its_record_from_being_made(self):
+        self.safekeeping.keep.return_value = "It is kept.\n"
+        for error in (StoreUnavailable("The store hangs.\n"), RuntimeError("no such module")):
+            self.safekeeping.keep.reset_mock()
+            with (
+                self.subTest(error),
+                mock.patch.object(record, "compilation_runtime", side_effect=error),
+            ):
+                outcome = self.run_it().wait()
+                self.assertIs(outcome.ending, Ending.STORE_FAILED)
+                self.assertIn(str(error), outcome.message)
+                self.assertIn("It is kept.", outcome.message)
+                self.safekeeping.keep.assert_called_once()
+
+
 class Messages(unittest.TestCase):
     def test_one_of_a_size_that_nobody_reads_has_its_beginning_and_its_end(self):
         for error, language in (
@@ -219,6 +235,46 @@ class KeptResults(Played):
         self.assertEqual(kept.result_checksum, self.result.get_checksum().hex())
         self.assertIn("job_validation", kept.extra)
         self.assertIn(self.result.content, [buffer.content for buffer in buffers])
+
+
+def packed(fault, *messages):
+    """Return `fault` as seamless-remote passes it on: inside a RuntimeError for each message."""
+    for message in messages:
+        error = RuntimeError(message)
+        error.__cause__ = fault
+        fault = error
+    return fault
+
+
+UNREACHED = {
+    "a refused connection": aiohttp_standin.ClientConnectionError("refused"),
+    "one in a healthcheck": packed(aiohttp_standin.ClientConnectionError("refused"), "Healthcheck"),
+    "a time that is over": packed(asyncio.TimeoutError(), "Healthcheck failed for u: "),
+    "both": packed(asyncio.TimeoutError(), "Healthcheck failed for u: ", "Cannot reach it"),
+    "a bad status": packed(
+        RuntimeError("Healthcheck failed for u: HTTP 503"), "Healthcheck failed for u: HTTP 503"
+    ),
+}
+
+
+class Unreached(unittest.TestCase):
+    def ask(self, error):
+        async def fail():
+            raise error
+
+        staging = mock.Mock()
+        staging.call.side_effect = asyncio.run
+        return record._ask(staging, fail(), 10.0, "The database")
+
+    def test_a_server_that_cannot_be_reached_is_named_and_is_not_the_jobs_failure(self):
+        for name, error in UNREACHED.items():
+            with self.subTest(name), self.assertRaisesRegex(StoreUnavailable, "^The database"):
+                self.ask(error)
+
+    def test_what_else_goes_wrong_is_passed_on(self):
+        for error in (RuntimeError("a probe is stale"), ZeroDivisionError()):
+            with self.subTest(error), self.assertRaises(type(error)):
+                self.ask(error)
 
 
 class SideBySide(unittest.TestCase):

@@ -265,6 +265,15 @@ class Execution:
 
         completed = False
 
+        def complete_it() -> Outcome:
+            try:
+                return complete()
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise StoreUnavailable(f"Its execution record is incomplete: {what}\n") from error
+
         def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
             itself = _own_buffer(request)
             all_of_it = [*parts, *wholes, *([] if itself is None else [itself])]
@@ -272,7 +281,7 @@ class Execution:
             return StoreUnavailable(f"{error}{advice}")
 
         try:
-            outcome = complete()
+            outcome = complete_it()
             completed = True
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)

@@ -193,14 +193,27 @@ def _ask(staging: Staging, work: Coroutine[Any, Any, Any], limit: float, whom: s
             "the workflow again when it does.\n"
         ) from None
     except Exception as error:
-        # seamless-remote packs the first failure to reach a server into a RuntimeError.
-        fault = error if isinstance(error, ClientError) else error.__cause__
-        if not isinstance(fault, ClientError):
+        fault = _fault_of_server(error)
+        if fault is None:
             raise
         raise StoreUnavailable(
             f"{whom} is needed for the execution record, and is away, or refuses this jobserver: "
             f"{type(fault).__name__}: {fault}\nRun the workflow again when it is back.\n"
         ) from error
+
+
+def _fault_of_server(error: Exception) -> BaseException | None:
+    """Return what a server did not do, where that is what an error comes from, else None.
+
+    seamless-remote asks each server first whether it is there, and packs what it meets then into
+    one or two RuntimeErrors, or says a bad status in words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ClientError, asyncio.TimeoutError)):
+            return cause
+        cause = cause.__cause__
+    return error if str(error).startswith("Healthcheck failed") else None
 
 
 def _applies(request: RunRequest) -> bool:
