@@ -119,11 +119,11 @@ class Receipts:
         try:
             number, fields = json.loads(line)
             outcome = Outcome.from_json(fields)
+            owed = self._owed.get(number)
         except (ValueError, TypeError, KeyError):
             # A job has got hold of the pipe and writes to it.
             _log.warning("a worker has sent a receipt that is none: %.200r", line)
             return
-        owed = self._owed.get(number)
         if owed is None and self._loop is not None:
             owed = self._owed[number] = self._loop.create_future()
         if owed is not None and not owed.done():
