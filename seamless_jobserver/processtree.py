@@ -1,4 +1,4 @@
-"""Ending whole process trees, and the guardian that does it when the server cannot.
+"""Ending and measuring whole process trees, and the guardian that acts when the server cannot.
 
 A worker may start processes, and those may start more: a bash transformation runs in a session of
 its own, so that killing the worker's process group does not reach it. Therefore:
@@ -16,7 +16,7 @@ while a worker was inside a call that never gives the interpreter back (a long r
 will do), so that the worker cannot notice. It is this file, run as a script by the server, in a
 session of its own. It reads lines ``watch PID START`` and ``forget PID START`` on its standard
 input; when that ends, which the kernel sees to however the server died, it kills the trees still
-watched and exits.
+watched, removes the server's directory, and exits.
 """
 
 import os

@@ -9,7 +9,8 @@ package where it is installed, and gets an ordinary ImportError where it is not.
 The stand-ins are used whether or not the real packages are there, so that one path is tested.
 They cover what seamless-remote 0.4 uses, and `tests.test_transport` runs one suite over them and
 over real aiohttp. Left out, because nothing here asks for it: redirects, cookies, proxies,
-streaming.
+streaming. ``aiohttp_standin`` stands on ``connector``, ``connection``, ``request`` and
+``exceptions``; ``aiofiles_standin`` and ``frozendict_standin`` stand alone.
 """
 
 import importlib

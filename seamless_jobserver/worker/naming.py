@@ -1,4 +1,4 @@
-"""What a person would call a job: the name of its function, or the first line of its script."""
+"""What a person would call a job: its function's name, or the first telling line of its script."""
 
 import re
 from typing import Any, Final

@@ -4,6 +4,9 @@ seamless-remote reads them too, in half a dozen steps that each pass through a t
 file is opened, read and checked in one go. Whatever is out of the ordinary is left to
 seamless-remote, which is asked for what is not found here: files that are compressed, locked, still
 being written or damaged.
+
+Where the store's own folder can be seen from here, what lies in it need not be sent there
+(`store_folder`, `ReadFolders.without`).
 """
 
 import hashlib

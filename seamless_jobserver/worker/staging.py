@@ -1,9 +1,10 @@
 """A job's buffers: in from the read folder or the hashserver, out to the hashserver, confirmed.
 
-Two lanes, "jobserver-staging" for what comes in and "jobserver-storing" for what goes out, keep
-their connections to the store open from job to job. (`Checksum.resolve` makes a new loop and a new
-connection each time.) They are two, so that what storing a result costs can be told from what the
-next job does meanwhile. The thread that runs the jobs hands them coroutines and waits:
+Two lanes, "jobserver-staging" for what comes in, and for what else is asked of store and database,
+and "jobserver-storing" for what goes out, keep their connections open from job to job.
+(`Checksum.resolve` makes a new loop and a new connection each time.) They are two, so that what
+storing a result costs can be told from what the next job does meanwhile. The thread that runs the
+jobs hands them coroutines and waits:
 
 - *In* (`fetching`): all buffers that a job needs are fetched together, and a list of them is
   returned. Seamless keeps fetched buffers in a weak cache: they are found there for as long as the
