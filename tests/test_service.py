@@ -29,8 +29,8 @@ def request(digit="a", **fields):
 class FakeSlot:
     """A slot whose runs end when the test says so."""
 
-    def __init__(self):
-        self.number = 1
+    def __init__(self, number):
+        self.number = number
         self.job_name = ""
         self.busy = False
         self.down = False
@@ -90,7 +90,7 @@ class FakeSlot:
 
 class FakeSlots:
     def __init__(self, count):
-        self.slots = [FakeSlot() for _ in range(count)]
+        self.slots = [FakeSlot(number) for number in range(1, count + 1)]
 
     def start(self):
         pass
@@ -732,10 +732,22 @@ class Nested(ServiceCase):
         self.assertIs((await asyncio.wait_for(other, 20)).ending, Ending.CRASHED)
 
     async def test_it_gets_no_slot_that_could_hand_it_back(self):
-        (slot,) = self.slots.slots
+        await self.make(slots=2)
+        await self.call(request("1"))
+        slot = self.slots.slots[1]
         slot.settled = False
-        self.assertIsInstance(await self.service.run_nested(request("1"), 2), int)
+        self.assertIsInstance(await self.service.run_nested(request("2"), 1), int)
         self.assertEqual(slot.runs, [])
+
+    async def test_one_that_a_job_asks_for_as_it_ends_is_not_under_way_for_ever(self):
+        job = await self.call(request("1"))
+        (slot,) = self.slots.slots
+        slot.end.set_result(RESULT)
+        await asyncio.wait_for(job, 20)
+        slot.reserve()  # for no job
+        outcome = await self.service.run_nested(request("2"), slot.number)
+        self.assertIs(outcome.ending, Ending.LOST)
+        self.assertIs(await self.service.status(request("2").checksum), None)
 
     async def test_a_nested_job_waits_for_the_run_of_what_is_queued_as_well(self):
         await self.call(request("1"))
@@ -844,18 +856,18 @@ class Nested(ServiceCase):
     async def test_what_a_worker_hosted_ends_with_it(self):
         ended = []
         await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
-        self.slots.slots[0].reserve()
+        await self.call(request("f"))
         # Why its worker ended -> how a job ends that others wait for.
         for digit, (verdict, ending) in enumerate(
             ((None, Ending.CRASHED), ("its job was canceled", Ending.LOST))
         ):
             with self.subTest(verdict):
                 one = request(f"{digit}")
-                number = await self.service.run_nested(one, 7)
+                number = await self.service.run_nested(one, 1)
                 await self.service.hosting.started(number, "inner")
                 other = asyncio.ensure_future(self.service.run(one))
                 await self.settle()
-                ended[0](7, verdict)
+                ended[0](1, verdict)
                 self.assertIs((await other).ending, ending)
 
     async def test_a_free_slot_is_used(self):

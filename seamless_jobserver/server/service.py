@@ -122,6 +122,9 @@ class Service:
             outcome = await self._run(request, nested=True)
             if outcome.ending is not Ending.NOT_BEGUN:
                 return outcome
+        if all(slot.number != host for slot in self._places.values()):
+            # It would be under way until the next job of that slot ends.
+            return Outcome(Ending.LOST, message="The job that asks for this one has ended.\n")
         return self.hosting.add(request, host)
 
     def _begins_at_once(self) -> bool:
