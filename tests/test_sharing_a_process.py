@@ -216,6 +216,10 @@ PAST_MENDING = {
         "threading.Thread(target=threading.Event().wait, daemon=True, name='mine').start()",
         "left threads behind: mine",
     ),
+    "threads behind the back of threading": (
+        "import _thread; _thread.start_new_thread(threading.Event().wait, ())",
+        "left 1 threads behind that were started without threading",
+    ),
     "processes": ("subprocess.Popen(['sleep', '600'])", "left 1 processes behind"),
     "daemons": (
         "subprocess.run('setsid sleep 600 >&- 2>&- &', shell=True)",
@@ -785,6 +789,9 @@ class Nested(OnAStore):
                 ("sys.exit(3)", "sys.exit(3)"),
                 ("raise KeyboardInterrupt('a hand here')", "KeyboardInterrupt: a hand here"),
                 ("import asyncio; raise asyncio.CancelledError('odd')", "CancelledError: odd"),
+                # An exception like any other, which no future of asyncio takes.
+                ("next(iter(()))", "StopIteration"),
+                ("import concurrent.futures as c; raise c.CancelledError('odd')", "CancelledError"),
             ):
                 code = (
                     "def f(a):\n    from seamless.transformer import direct\n"

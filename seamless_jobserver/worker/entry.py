@@ -19,7 +19,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import connection, parent_process
 from typing import Final
 
@@ -133,7 +133,7 @@ class _Worker:
         settle()
         # But for the code of a job, which may interrupt the main thread of its process, or have a
         # thread that does so later, when it would be the end of the worker and of a result.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _ignore_interrupts()
         self._surroundings = Surroundings(settings.open_files)  # last: all of ours belongs to them
 
     def run(self, request: RunRequest, output_path: str, input_timeout: float) -> Outcome:
@@ -192,8 +192,8 @@ class _Worker:
 
         All else can wait until the store is at work.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._surroundings.stop_timers()
+        _ignore_interrupts()
+        self._surroundings.mend()
         self._capture.mend()
         self._surroundings.limits.restore()  # a limit that stays is noticed by `restore`
 
@@ -228,13 +228,22 @@ def _temporary_files_in(directory: str) -> Iterator[None]:
         tempfile.tempdir = before
 
 
+def _ignore_interrupts() -> None:
+    # One that has come already is raised by the first of these calls.
+    with suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _follow_parent() -> None:
     """End this process and all below it as soon as the server is gone."""
     parent = parent_process()
     if parent is None:
         return
     connection.wait([parent.sentinel])
-    myself = processtree.ProcessId.of(os.getpid())
-    if myself is not None:
-        processtree.kill_tree(myself, spare_root=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        myself = processtree.ProcessId.of(os.getpid())
+        if myself is not None:
+            processtree.kill_tree(myself, spare_root=True)
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)

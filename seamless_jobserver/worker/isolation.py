@@ -17,6 +17,7 @@ them (numpy's error handling and decimal's precision included); `capture` does s
 output and error.
 """
 
+import _thread
 import asyncio
 import contextvars
 import ctypes
@@ -116,6 +117,7 @@ class Surroundings:
         self._logger_class = logging.getLoggerClass()
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
         self._threads = set(threading.enumerate())
+        self._unknown_threads = _count_unknown_threads()
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._grown_from = _own_memory()
 
@@ -143,10 +145,14 @@ class Surroundings:
         ]
         return "; ".join(reasons) or None
 
-    def stop_timers(self) -> None:
-        """End the timers that a job has set: what they do is not to happen to what follows it."""
+    def mend(self) -> None:
+        """Put right what would strike what follows a job's code: its timers and its umask.
+
+        With some umasks a result could not be kept in a directory that is made for it.
+        """
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
+        os.umask(self._umask)
 
     def _restore_process(self) -> str | None:
         os.environ, os.environb = self._environ
@@ -155,7 +161,6 @@ class Surroundings:
             os.environb.update(self._environment)
         if _time_zone() != self._time_zone:
             time.tzset()
-        os.umask(self._umask)
         try:
             os.chdir(self._directory)
         except OSError as error:
@@ -163,7 +168,8 @@ class Surroundings:
         return None
 
     def _restore_signals(self) -> str | None:
-        self.stop_timers()
+        self.mend()
+        signal.set_wakeup_fd(-1)
         for number, handler in self._handlers.items():
             # None: a handler that was not installed from Python cannot be, either.
             if handler is not None and signal.getsignal(number) != handler:
@@ -304,7 +310,14 @@ class Surroundings:
                 thread.join(max(0.0, deadline - time.monotonic()))
                 if thread.is_alive():
                     left.append(thread.name)
-        return f"a job left threads behind: {', '.join(sorted(left))}" if left else None
+        if left:
+            return f"a job left threads behind: {', '.join(sorted(left))}"
+        pause = threading.Event()  # never set: it is waited for, with a limit
+        while (unknown := _count_unknown_threads() - self._unknown_threads) > 0:
+            if time.monotonic() >= deadline:
+                return f"a job left {unknown} threads behind that were started without threading"
+            pause.wait(0.005)
+        return None
 
     def _check_growth(self, kept: int) -> str | None:
         if len(os.listdir("/proc/self/fd")) > self._descriptors + DESCRIPTOR_LIMIT:
@@ -371,6 +384,19 @@ def _try(step: Callable[[], str | None]) -> str | None:
         return step()
     except Exception as error:  # noqa: BLE001 - a job may have made anything of what is looked at
         return f"what a job has changed cannot be put back: {type(error).__name__}: {error}"
+
+
+def _count_unknown_threads() -> int:
+    """Return how many threads run that were started by ``_thread``, behind the back of threading.
+
+    Private, hence the guard: without it they are not noticed.
+    """
+    count = getattr(_thread, "_count", None)
+    started = sum(
+        not isinstance(one, threading._DummyThread) and one is not threading.main_thread()
+        for one in threading.enumerate()
+    )
+    return 0 if count is None else max(0, count() - started)
 
 
 def _own_memory() -> int:

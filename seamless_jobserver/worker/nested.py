@@ -15,6 +15,7 @@ the same can wait for it.
 
 import asyncio
 import base64
+import concurrent.futures
 import http.client
 import json
 import os
@@ -71,6 +72,8 @@ _FLUSHES: Final = 10
 _END_LIMIT: Final = 1.0
 _REPORT_LIMIT: Final = 10.0
 
+_NOT_PASSED_ON: Final = (StopIteration, concurrent.futures.CancelledError)
+
 Result = TypeVar("Result")
 RunHere = Callable[[RunRequest, float, ThreadMeasurement], Outcome]
 
@@ -111,6 +114,11 @@ def end_loops() -> None:
     """
     loops = getattr(transformation_class, "_LOOP_THREADS", {})
     for loop, thread in list(loops.items()):
+        if thread.ident is None:
+            # For want of threads it was never started, and cannot be waited for.
+            loop.close()
+            del loops[loop]
+            continue
         if loop.is_running():
             ending = asyncio.run_coroutine_threadsafe(_end_loop(), loop)
             try:
@@ -344,9 +352,10 @@ def _raise_as_exception(error: BaseException, message: str) -> NoReturn:
     """Raise what a nested transformation raised, as an Exception whatever it was.
 
     SystemExit and KeyboardInterrupt would end the event loop that waits for the thread it ran in,
-    and CancelledError would end the wait alone: the job around it would never end.
+    and CancelledError would end the wait alone: the job around it would never end. Nor would it
+    after StopIteration, which no future of asyncio takes.
     """
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not isinstance(error, _NOT_PASSED_ON):
         raise error
     raise RuntimeError(f"A nested transformation failed:\n{message}") from None
 
