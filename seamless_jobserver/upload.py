@@ -102,7 +102,14 @@ def _upload(path: Path, store: str | None, database: str | None) -> str:
     if manifest.get("record_mode"):
         # Its record is made by the client that asks for it, which would not ask any more.
         return "its buffers are uploaded. Run the workflow again, so that it is recorded too"
-    for url in [database] if database else manifest["databases"]:
+    databases = [database] if database else manifest["databases"]
+    if not databases:
+        # Without a note of whose result it is, the workflow would compute it again.
+        return (
+            "its buffers are uploaded, but it names no database. Name one with --database URL, or "
+            "run the workflow again, which then finds it here"
+        )
+    for url in databases:
         fields = {
             "type": "transformation",
             "checksum": manifest["transformation"],

@@ -142,11 +142,37 @@ class Records(Played):
                 self.subTest(error),
                 mock.patch.object(record, "compilation_runtime", side_effect=error),
             ):
-                outcome = self.run_it().wait()
-                self.assertIs(outcome.ending, Ending.STORE_FAILED)
-                self.assertIn(str(error), outcome.message)
-                self.assertIn("It is kept.", outcome.message)
-                self.safekeeping.keep.assert_called_once()
+                self.check_kept(error)
+
+    def test_nor_does_it_matter_what_keeps_it_from_being_sent(self):
+        self.safekeeping.keep.return_value = "It is kept.\n"
+        self.staging.begin_to_store.side_effect = error = RuntimeError("can't start new thread")
+        self.check_kept(error)
+
+    def check_kept(self, error):
+        outcome = self.run_it().wait()
+        self.assertIs(outcome.ending, Ending.STORE_FAILED)
+        self.assertIn(str(error), outcome.message)
+        self.assertIn("It is kept.", outcome.message)
+        self.safekeeping.keep.assert_called_once()
+
+    def test_a_string_that_only_looks_like_the_name_of_a_leaf_is_none(self):
+        buffer = seamless.Buffer(b"a leaf")
+        leaf = buffer.get_checksum().hex()
+        structure = {"a": leaf, "b": "ACGT" * 16, "c": ["text"]}
+        self.assertEqual(staging.held_leaves(structure), [buffer])
+
+
+class Loops(unittest.TestCase):
+    def test_one_whose_thread_could_not_be_started_is_closed_with_the_others(self):
+        loop = asyncio.new_event_loop()
+        self.addCleanup(loop.close)
+        loops = nested.transformation_class._LOOP_THREADS
+        loops[loop] = threading.Thread()
+        self.addCleanup(loops.pop, loop, None)
+        nested.end_loops()
+        self.assertTrue(loop.is_closed())
+        self.assertNotIn(loop, loops)
 
 
 class Messages(unittest.TestCase):
@@ -163,6 +189,14 @@ class Messages(unittest.TestCase):
                 self.assertIn("first", text[:100])
                 self.assertIn("last", text[-100:])
                 self.assertIn("characters left out", text)
+
+    def test_what_sys_exit_was_given_may_be_anything(self):
+        class Odd:
+            def __repr__(self):
+                raise ValueError("no")
+
+        self.assertIn("sys.exit(<Odd, which cannot", failure.describe(SystemExit(Odd()), "python"))
+        self.assertIn("sys.exit(3)", failure.describe(SystemExit(3), "python"))
 
 
 class Scratch(Played):

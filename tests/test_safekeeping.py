@@ -125,6 +125,25 @@ class Kept(unittest.TestCase):
                 self.assertEqual("http://database:1" in asked, told)
                 self.assertEqual(path.exists(), not told)
 
+    def test_one_that_no_database_can_be_told_of_stays_and_says_so(self):
+        kept = self.keep()
+        with mock.patch.object(upload, "_put", return_value=201) as put:
+            told = upload._upload(kept.path, "http://store:1", None)
+            self.assertIn("no database", told)
+            self.assertTrue(kept.path.exists())
+            self.assertEqual(
+                upload._upload(kept.path, "http://store:1", "http://database:1"), "uploaded"
+            )
+        self.assertEqual(put.call_args.args[0], "http://database:1")
+        self.assertFalse(kept.path.exists())
+
+    def test_one_that_cannot_be_removed_is_delivered_all_the_same(self):
+        kept = self.keep()
+        with mock.patch.object(spool, "remove", side_effect=OSError(30, "Read-only file system")):
+            outcome = self.safekeeping.deliver(kept, self.staging)
+        self.assertIs(outcome.ending, OUTCOME.ending)
+        self.assertIn("Read-only", outcome.remark)
+
     def test_one_that_an_upload_takes_away_at_that_moment_is_none(self):
         kept = self.keep()
         spool.remove(kept.path)

@@ -265,15 +265,6 @@ class Execution:
 
         completed = False
 
-        def complete_it() -> Outcome:
-            try:
-                return complete()
-            except StoreUnavailable:
-                raise
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                raise StoreUnavailable(f"Its execution record is incomplete: {what}\n") from error
-
         def keep_safe(error: StoreUnavailable) -> StoreUnavailable:
             itself = _own_buffer(request)
             all_of_it = [*parts, *wholes, *([] if itself is None else [itself])]
@@ -281,13 +272,18 @@ class Execution:
             return StoreUnavailable(f"{error}{advice}")
 
         try:
-            outcome = complete_it()
+            outcome = complete()
             completed = True
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
             begun = [self._staging.begin_to_store(wholes)]
         except StoreUnavailable as error:
             raise keep_safe(error) from error
+        except Exception as error:
+            # Want of threads or memory, say. Whatever it is, the result may have cost hours.
+            what = f"{type(error).__name__}: {error}"
+            problem = StoreUnavailable(f"The result {result} could not be sent off: {what}\n")
+            raise keep_safe(problem) from error
         itself = _own_buffer(request)
         if itself is None:
             outcome = dataclasses.replace(outcome, remark=_UNKNOWN_DICT)

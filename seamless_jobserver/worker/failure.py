@@ -31,8 +31,15 @@ def describe(error: BaseException, language: str) -> str:
         part.stack = traceback.StackSummary.from_list(_prune(list(part.stack)))
     text = "".join(_without_empty_tracebacks(report))
     if isinstance(error, SystemExit):
-        text += f"The job ended by sys.exit({error.code!r}): return a result instead.\n"
+        text += f"The job ended by sys.exit({_shown(error.code)}): return a result instead.\n"
     return _shortened(text)
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - it is the job's own, and may do anything
+        return f"<{type(value).__name__}, which cannot be shown>"
 
 
 def _shortened(text: str) -> str:

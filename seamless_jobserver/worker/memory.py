@@ -8,7 +8,8 @@ used, which hold ten each however large they are. Beside them it notes the lengt
 ever saw, and which were scratch, for as long as the process lives; the collector would look through
 those notes after each job, and be slower from job to job. So do the lines of each job's code, for
 tracebacks, and the texts that were found to be valid. And it notes the results of nested jobs:
-where the buffers have been let go of, it would promise to the store what nobody has.
+where the buffers have been let go of, it would promise to the store what nobody has. Also which of
+them are under way, for which the next job would wait for ever when their own has left them so.
 
 The small caches are turned off in a worker, where nested transformations run in threads: two that
 use one at the same moment damage its list, and one of them fails, or finds what is another's.
@@ -39,6 +40,7 @@ _RESULTS: Final = (
     "_transformation_cache",
     "_rev_transformation_cache",
     "_transformation_dunder_cache",
+    "_active_submissions",
 )
 _HAS_GENERATIONS: Final = sys.version_info < (3, 14)
 """From 3.14 on the collector works by increments, and the youngest generation tells nothing."""

@@ -11,9 +11,9 @@ Where the store's own folder can be seen from here, what lies in it need not be 
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import seamless
 from seamless.compression_utils import COMPRESSION_SUFFIXES
@@ -24,6 +24,9 @@ _AT_ONCE: Final = 16
 _FEW: Final = 8
 """Files that are read one after another, without threads, unless they are large."""
 _LARGE: Final = 1024 * 1024
+
+One = TypeVar("One")
+Found = TypeVar("Found")
 
 
 def store_folder(clients: dict[str, Any]) -> str | None:
@@ -57,7 +60,7 @@ class ReadFolders:
             return [self._read_one(checksum) for checksum in checksums]
         strides = [checksums[start::_AT_ONCE] for start in range(min(_AT_ONCE, len(checksums)))]
         found: list[seamless.Buffer | None] = [None] * len(checksums)
-        for start, buffers in enumerate(self._pool.map(self._read_some, strides)):
+        for start, buffers in enumerate(self._together(self._read_some, strides)):
             found[start::_AT_ONCE] = buffers
         return found
 
@@ -65,9 +68,16 @@ class ReadFolders:
         """Return those of `buffers` that are not found; files are compared with them."""
         if not self._folders:
             return list(buffers)
-        look = map if len(buffers) <= _FEW else self._pool.map
+        look = map if len(buffers) <= _FEW else self._together
         held = look(self._holds, buffers)
         return [buffer for buffer, found in zip(buffers, held, strict=True) if not found]
+
+    def _together(self, look: Callable[[One], Found], ones: Sequence[One]) -> Iterable[Found]:
+        """Do what `map` does, in threads, if there are any to be had."""
+        try:
+            return self._pool.map(look, ones)
+        except RuntimeError:
+            return map(look, ones)
 
     def _holds(self, buffer: seamless.Buffer) -> bool:
         for path in self._paths(buffer.get_checksum().hex()):

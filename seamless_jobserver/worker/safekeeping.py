@@ -54,13 +54,17 @@ class Safekeeping:
         except StoreUnavailable as error:
             # Of the answers that a client gets it shows the last, which may be this one.
             raise StoreUnavailable(f"{error}{_advice(kept.path)}") from error
-        spool.remove(kept.path)
+        remark = "its result had been computed before, and is stored now"
+        try:
+            spool.remove(kept.path)
+        except OSError as error:
+            remark = f"{remark}; but it cannot be removed from {kept.path}: {error}"
         return Outcome(
             Ending.RESULT,
             result_checksum=manifest["result"],
             runtime=manifest["runtime"],
             extra=manifest.get("extra", {}),
-            remark="its result had been computed before, and is stored now",
+            remark=remark,
         )
 
     def keep(

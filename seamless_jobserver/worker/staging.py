@@ -16,6 +16,7 @@ jobs hands them coroutines and waits:
 
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import seamless
@@ -182,5 +183,12 @@ def held_leaves(structure: Any) -> list[seamless.Buffer]:
     Those that it does not hold were in the store before the job.
     """
     cache = get_buffer_cache()
-    held = (cache.get(seamless.Checksum(leaf)) for leaf in set(leaves(structure)))
+    held = (cache.get(leaf) for leaf in _checksums(set(leaves(structure))))
     return [buffer for buffer in held if buffer is not None]
+
+
+def _checksums(leaves: set[str]) -> Iterator[seamless.Checksum]:
+    for leaf in leaves:
+        # A string of the job's own that only looks like one is left as it is, as Seamless does.
+        with suppress(ValueError):
+            yield seamless.Checksum(leaf)
