@@ -28,6 +28,9 @@ from typing import Final, NamedTuple, TextIO
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SYS_PIDFD_OPEN: Final = 434
 """The same on all architectures that Python runs on (asm-generic/unistd.h)."""
+_OUT_OF_SIGHT: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""It has ended since it was listed, or ``/proc`` is mounted with hidepid=1 and it is not ours to
+see (proc(5)), such as a set-uid program: we could not signal it either."""
 _MAX_ROUNDS: Final = 50
 """A bound for the walk; only processes that fork faster than we stop them reach it."""
 
@@ -180,11 +183,11 @@ class Memory(NamedTuple):
 
 
 def read_memory(pid: int | str = "self") -> Memory:
-    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone."""
+    """Return the memory of a process (proc_pid_status(5)); zeros when it is gone, or hidden."""
     try:
         status = _read(f"/proc/{pid}/status")
-    except (FileNotFoundError, ProcessLookupError):
-        return Memory(0, 0, 0, 0)  # it has ended since it was listed
+    except _OUT_OF_SIGHT:
+        return Memory(0, 0, 0, 0)
     names = b"\nVmRSS:", b"\nVmHWM:", b"\nRssFile:", b"\nRssShmem:"
     return Memory(*(_amount(status, name) for name in names))
 
@@ -239,7 +242,7 @@ def counted_elsewhere(memory: dict[int, Memory]) -> dict[int, int]:
 def _counted_elsewhere(pid: int, memory: Memory) -> int:
     try:
         rollup = _read(f"/proc/{pid}/smaps_rollup")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except _OUT_OF_SIGHT:
         return 0
     if b"\nPss_Anon:" not in rollup:
         return 0
@@ -266,7 +269,11 @@ def guard(commands: TextIO, directory: str) -> None:
         else:
             watched.discard(process)
     for process in watched:
-        kill_tree(process)
+        try:
+            kill_tree(process)
+        except OSError:
+            # What is below it cannot be found. Without it the others are to go all the same.
+            _signal([process.pid] if process.alive else [], signal.SIGKILL, set())
     import shutil  # only now: it would double the memory of the guardian
 
     shutil.rmtree(directory, ignore_errors=True)
@@ -290,7 +297,7 @@ def _listed_children(pid: int) -> set[int] | None:
     """
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
+    except _OUT_OF_SIGHT:
         return set()
     found: set[int] = set()
     for thread in threads:
@@ -332,7 +339,7 @@ def _read_stat(pid: int) -> _Stat | None:
     """Read state, parent, start time and stack (proc_pid_stat(5): fields 3, 4, 22 and 28)."""
     try:
         text = _read(f"/proc/{pid}/stat")
-    except (FileNotFoundError, ProcessLookupError):
+    except _OUT_OF_SIGHT:
         return None
     # The command's name stands in parentheses and may hold spaces and parentheses itself.
     rest = text.rpartition(b")")[2].split()

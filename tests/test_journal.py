@@ -1,8 +1,10 @@
 """What is remembered of jobs, and the files that they print into: names, bounds, counts."""
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import unittest
 import zlib
 from pathlib import Path
@@ -263,6 +265,25 @@ class Output(unittest.TestCase):
 
     def files(self):
         return sorted(int(path.name) for path in Path(self.output.directory).iterdir())
+
+    def test_no_worker_gets_a_directory_in_one_that_somebody_else_has_made(self):
+        directory = Path(self.output.new_directory())
+        self.assertEqual(directory.parent, Path(self.output.directory))
+        self.assertFalse(directory.exists())
+        shutil.rmtree(self.output.directory)
+        with self.assertRaises(FileNotFoundError):
+            self.output.new_directory()
+        os.mkdir(self.output.directory)
+        with self.assertRaisesRegex(FileExistsError, "made again by somebody else"):
+            self.output.new_directory()
+
+    def test_what_clears_away_old_files_finds_the_directory_locked(self):
+        other = os.open(self.output.directory, os.O_RDONLY)
+        self.addCleanup(os.close, other)
+        with self.assertRaises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.output.close()
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def test_an_empty_file_is_not_kept_and_one_that_is_not_there_is_no_fault(self):
         self.assertEqual(self.output.keep(self.write(b"")), 0)

@@ -1,6 +1,7 @@
 """Ending process trees: nobody gets away, and nobody else is hit."""
 
 import contextlib
+import io
 import os
 import select
 import subprocess
@@ -108,6 +109,17 @@ class Trees(unittest.TestCase):
                 child.wait()
                 with self.assertRaises(OSError):
                     processtree.open_process(child.pid)
+
+    def test_a_process_that_is_hidden_is_left_alone(self):
+        # /proc with hidepid=1, and a process of another user, such as a set-uid program.
+        hidden = PermissionError(1, "Operation not permitted")
+        with (
+            mock.patch.object(processtree, "_read", side_effect=hidden),
+            mock.patch.object(processtree.os, "listdir", side_effect=hidden),
+        ):
+            self.assertIsNone(ProcessId.of(1))
+            self.assertEqual(children(1), set())
+            self.assertEqual(processtree.read_memory(1), (0, 0, 0, 0))
 
     def test_children_are_found_without_the_kernels_list_too(self):
         process, _ = self.start("sleep 600 & echo $!; wait")
@@ -234,6 +246,18 @@ class Guardian(unittest.TestCase):
             guardian.stdin.close()
             self.assertEqual(guardian.wait(20), 0)
             self.assertEqual(list(directory.iterdir()), [])
+
+    def test_one_tree_that_cannot_be_looked_at_does_not_save_the_others(self):
+        processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+        for process in processes:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+        watched = "".join(
+            "watch {} {}\n".format(*ProcessId.of(process.pid)) for process in processes
+        )
+        with mock.patch.object(processtree, "kill_tree", side_effect=OSError(24, "no files")):
+            processtree.guard(io.StringIO(watched), "/nonexistent")
+        self.assertEqual([process.wait(20) for process in processes], [-9, -9])
 
     def test_at_the_end_of_its_input_it_kills_what_it_watches_and_not_what_it_should_forget(self):
         watched = subprocess.Popen(["sleep", "600"])

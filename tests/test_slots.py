@@ -89,7 +89,7 @@ class SlotsCase(unittest.IsolatedAsyncioTestCase):
             SETTINGS,
             mock.Mock(),
             memory_limit=None,
-            new_path=lambda: "",
+            new_directory=lambda: "",
             freed=self.freed.set,
             buried=lambda *_: None,
             exhausted=self.exhausted.put_nowait,

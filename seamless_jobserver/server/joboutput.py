@@ -13,12 +13,14 @@ a file system that cannot do that the file is cut down when the job has ended.
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -59,6 +61,10 @@ class JobOutput:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="seamless-jobserver-")).absolute()
         self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # What clears away old files leaves a directory alone that is locked (tmpfiles.d(5)).
+        self._locked = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(OSError):  # not on every file system
+            fcntl.flock(self._locked, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._count = 0
         self._kept: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()  # over the two below, and the files that they are about
@@ -73,9 +79,23 @@ class JobOutput:
         return str(self._directory)
 
     def new_path(self) -> str:
-        """Return a path for the output of one run of a job, or for a worker; nothing is there."""
+        """Return a path for the output of one run of a job; nothing is there."""
         self._count += 1
         return str(self._directory / str(self._count))
+
+    def new_directory(self) -> str:
+        """Return a path for a worker's directory. Raises OSError when it would not be private.
+
+        What clears ``/tmp`` of old files may have removed ours, and another user made one by its
+        name, in which a worker would trust whatever is put before it.
+        """
+        named, ours = os.stat(self._directory), os.fstat(self._descriptor)
+        if (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino):
+            raise FileExistsError(
+                f"{self._directory} is not the directory that this jobserver has made: it was "
+                "removed, and made again by somebody else. Start the jobserver anew"
+            )
+        return self.new_path()
 
     def limit(self, path: str) -> None:
         """Give back the beginning of the file at `path` if its job has printed very much."""
@@ -183,6 +203,7 @@ class JobOutput:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            os.close(self._locked)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _drop(self, path: str) -> None:

@@ -324,7 +324,7 @@ def _make_slots(
         worker_settings,
         guardian,
         memory_limit=settings.memory_limit,
-        new_path=output.new_path,
+        new_directory=output.new_directory,
         freed=freed,
         buried=buried,
         exhausted=exhausted,

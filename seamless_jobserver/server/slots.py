@@ -52,24 +52,24 @@ class Slots:
         guardian: Guardian,
         *,
         memory_limit: int | None,
-        new_path: Callable[[], str],
+        new_directory: Callable[[], str],
         freed: Callable[[], None],
         buried: Callable[[int, str | None], None],
         exhausted: Callable[[str], None],
     ) -> None:
         """Nothing starts before `start`.
 
-        `memory_limit` is in bytes, for the whole process tree of a worker. `new_path` returns a
-        path for a new private file. `freed` is called when a slot may have become idle, `buried`
-        with the number of a slot whose worker has ended and the verdict that ended it, if one did,
-        and `exhausted` as described above.
+        `memory_limit` is in bytes, for the whole process tree of a worker. `new_directory` returns
+        a path for a new private directory, or raises OSError. `freed` is called when a slot may
+        have become idle, `buried` with the number of a slot whose worker has ended and the verdict
+        that ended it, if one did, and `exhausted` as described above.
         """
         self._slots = [Slot(number) for number in range(1, count + 1)]
         self._program = program
         self._settings = settings
         self._guardian = guardian
         self._memory_limit = memory_limit
-        self._new_path = new_path
+        self._new_directory = new_directory
         # It is a child of ours, started with the first worker, and again if somebody has ended it.
         resource_tracker.ensure_running()
         self._ours = children(os.getpid())
@@ -173,7 +173,11 @@ class Slots:
     async def _supply(self, slot: Slot) -> "asyncio.Future[None]":
         """Give `slot` a worker that is ready, and return what is done at its end."""
         settings = dataclasses.replace(self._settings, slot=slot.number)
-        worker = slot.worker = Worker(self._program, settings, self._new_path())
+        try:
+            directory = self._new_directory()
+        except OSError as error:
+            raise WorkerStartFailed(str(error)) from error
+        worker = slot.worker = Worker(self._program, settings, directory)
         self._ours.add(worker.pid)
         if worker.identity is not None:
             self._guardian.watch(worker.identity)
