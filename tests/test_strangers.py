@@ -216,11 +216,13 @@ class Localhost(OnAStore):
 
     shares_store = True
 
-    def take(self, port):
+    def take(self, port, address="::1"):
         other = socket.socket(socket.AF_INET6)
         self.addCleanup(other.close)
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("::1", port))
+        if address == "::":
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind((address, port))
         other.listen()
 
     def ask(self, server):
@@ -236,6 +238,29 @@ class Localhost(OnAStore):
         self.assertEqual(self.ask(server).status, 200)
         server.stop()
         self.take(server.port)
+
+    def test_who_has_all_of_one_kind_leaves_nobody_the_other_kind(self):
+        server = self.start("--host", "0.0.0.0")
+        for other in ("::1", "::"):
+            with self.subTest(other), self.assertRaises(OSError) as caught:
+                self.take(server.port, other)
+            self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+        server.stop()
+        self.take(server.port, "::")
+
+    def test_where_somebody_has_another_of_that_kind_localhost_is_held_at_least(self):
+        hold = loopback._hold
+
+        def hold_but_all(other, port):
+            if other == "::":
+                raise OSError(errno.EADDRINUSE, "Address already in use")
+            return hold(other, port)
+
+        with (
+            mock.patch.object(loopback, "_hold", hold_but_all),
+            contextlib.closing(loopback.hold_other("0.0.0.0", free_port())) as held,
+        ):
+            self.assertEqual(held.getsockname()[0], "::1")
 
     def test_where_somebody_has_it_browsers_are_not_answered_by_that_name(self):
         port = free_port()

@@ -99,6 +99,9 @@ class JobHTTPServer(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our own name, as the base class would."""
+        if self.address_family == socket.AF_INET6:
+            # ``::`` takes both kinds of address, whatever net.ipv6.bindv6only says.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
 
     @property

@@ -45,10 +45,10 @@ class RequestReader:
         """
         searched = 0
         while True:
-            if not searched:
-                # A robust server ignores empty lines before a request (RFC 9112 §2.2).
-                while self._buffer.startswith(b"\r\n"):
-                    del self._buffer[:2]
+            # A robust server ignores empty lines before a request (RFC 9112 §2.2).
+            while self._buffer.startswith(b"\r\n"):
+                del self._buffer[:2]
+                searched = 0
             end = self._buffer.find(b"\r\n\r\n", max(0, searched - 3))
             if end >= 0:
                 block = bytes(memoryview(self._buffer)[:end])
