@@ -114,7 +114,7 @@ class Server:
             raise Unreachable(f"{self.address} answers {answer.status}: {answer.text.strip()}")
         try:
             return json.loads(answer.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreachable(
                 f"{self.address} is no jobserver that can be watched: something else may listen "
                 "there, or another kind of jobserver"
@@ -155,7 +155,7 @@ def understand(server: Server, build: Callable[[Any], Built], answer: Any) -> Bu
     """
     try:
         return build(answer)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise Unreachable(
             f"{server.address} answers in a form that this command does not know "
             f"({type(error).__name__}: {error}). Is it a jobserver, and of this version?"

@@ -68,10 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if multiprocessing.active_children():
         # What cannot be killed, since it waits for a disk that does not answer, for example. The
         # interpreter would wait for it without a limit.
-        eventlog.finish()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            eventlog.finish()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        finally:
+            os._exit(code)  # also where the log's disk is full
     return code
 
 

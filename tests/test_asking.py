@@ -101,6 +101,14 @@ class Commands(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertIn("answers without an end", printed)
 
+    def test_an_answer_that_makes_no_sense_is_given_up_in_one_line(self):
+        for state in ('{"time": 1e999, "server": {"started": -1e999}}', "[" * 100_000):
+            with self.subTest(state[:10]):
+                code, printed = self.run_command(top, self.serve(answer(200, state)))
+                self.assertEqual(code, 1)
+                self.assertNotIn("Traceback", printed)
+                self.assertEqual(len(printed.strip().splitlines()), 1, printed)
+
     def test_what_a_server_says_cannot_steer_the_terminal(self):
         healthy = answer(200, "OK")
         state = {
