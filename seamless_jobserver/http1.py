@@ -29,6 +29,7 @@ MAX_FIELDS: Final = 100
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
 _REQUEST_TARGET: Final = re.compile(rb"[\x21-\x7e]+\Z")
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]+)(.*)\Z", re.IGNORECASE)
 _VERSION: Final = re.compile(rb"HTTP/([0-9])\.([0-9])\Z")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
@@ -58,6 +59,10 @@ class Fields:
         values = self._values.get(name.lower())
         return values[0] if values else None
 
+    def put(self, name: str, value: str) -> None:
+        """Have `value` in the place of all that there is of `name`."""
+        self._values[name.lower()] = [value]
+
     def all(self, name: str) -> list[str]:
         """Return every value of `name`, one for each line that carried it."""
         return list(self._values.get(name.lower(), ()))
@@ -70,7 +75,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class RequestHead:
-    """The head of a request: method and target as sent, version as ``(1, 1)``."""
+    """The head of a request: method as sent, target in origin form, version as ``(1, 1)``."""
 
     method: str
     target: str
@@ -122,6 +127,12 @@ def parse_request_head(block: bytes) -> RequestHead:
         raise MalformedMessage("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
     if number >= (1, 1) and len(fields.all("Host")) != 1:
         raise MalformedMessage("an HTTP/1.1 request needs exactly one Host field")
+    absolute = _ABSOLUTE_FORM.match(target)
+    if absolute:
+        # As to a proxy. What it names as the server counts, and not Host (RFC 9112 §3.2.2).
+        authority, rest = absolute.groups()
+        fields.put("Host", authority.decode("ascii"))
+        target = rest if rest.startswith(b"/") else b"/" + rest
     return RequestHead(method.decode("ascii"), target.decode("ascii"), number, fields)
 
 

@@ -9,6 +9,12 @@ GOOD_REQUESTS = {
     b"GET / HTTP/1.0": ("GET", "/", (1, 0)),
     b"POST /x?y=z HTTP/1.1\r\nhost:a\r\nX-Empty:": ("POST", "/x?y=z", (1, 1)),
     b"GET / HTTP/1.1\r\nHost: a\r\nX: \xe9\t \xff": ("GET", "/", (1, 1)),
+    b"OPTIONS * HTTP/1.1\r\nHost: a": ("OPTIONS", "*", (1, 1)),
+    # In absolute form, as to a proxy.
+    b"GET http://b:1/x?y HTTP/1.1\r\nHost: a": ("GET", "/x?y", (1, 1)),
+    b"GET HTTPS://b HTTP/1.1\r\nHost: a": ("GET", "/", (1, 1)),
+    b"GET http://b?y HTTP/1.1\r\nHost: a": ("GET", "/?y", (1, 1)),
+    b"GET http:///y HTTP/1.1\r\nHost: a": ("GET", "http:///y", (1, 1)),
 }
 
 BAD_REQUESTS = {
@@ -75,6 +81,10 @@ class RequestHeads(unittest.TestCase):
             with self.subTest(block[:60]), self.assertRaises(http1.MalformedMessage) as caught:
                 http1.parse_request_head(block)
             self.assertEqual(caught.exception.status, status, block[:60])
+
+    def test_the_server_that_an_absolute_form_names_counts_and_not_host(self):
+        head = http1.parse_request_head(b"GET http://b:1/x HTTP/1.1\r\nhost: a")
+        self.assertEqual(head.fields.all("Host"), ["b:1"])
 
     def test_fields_are_found_whatever_their_case(self):
         head = http1.parse_request_head(b"GET / HTTP/1.1\r\nhOST: a\r\nX: 1\r\nx:  2 ")
