@@ -110,4 +110,5 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
         stored.set()
         outcome = await asyncio.wait_for(self.receipts.of(1), 20)
         self.assertEqual(outcome.traffic, Traffic(stored=7))
+        self.assertTrue(worker._nothing_owed.wait(20))  # it has sent, and is about to note that
         worker.settle()
