@@ -272,11 +272,18 @@ def guard(commands: TextIO, directory: str) -> None:
         try:
             kill_tree(process)
         except OSError:
-            # What is below it cannot be found. Without it the others are to go all the same.
-            _signal([process.pid] if process.alive else [], signal.SIGKILL, set())
+            # What is below it cannot be found. The others are to go all the same.
+            _kill_alone(process)
     import shutil  # only now: it would double the memory of the guardian
 
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _kill_alone(process: ProcessId) -> None:
+    try:
+        _signal([process.pid] if process.alive else [], signal.SIGKILL, set())
+    except OSError:
+        return  # it cannot even be told from a later process with its pid
 
 
 def _signal(pids: Iterable[int], number: signal.Signals, refused: set[int]) -> None:
@@ -307,7 +314,7 @@ def _listed_children(pid: int) -> set[int] | None:
             if os.path.isdir(f"/proc/{pid}/task/{thread}"):
                 return None
             continue
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             continue
         found.update(int(child) for child in text.split())
     return found

@@ -105,9 +105,9 @@ def _upload(path: Path, store: str | None, database: str | None) -> str:
     databases = [database] if database else manifest["databases"]
     if not databases:
         # Without a note of whose result it is, the workflow would compute it again.
-        return (
-            "its buffers are uploaded, but it names no database. Name one with --database URL, or "
-            "run the workflow again, which then finds it here"
+        raise UploadFailed(
+            "its buffers are in the store now, but it names no database to tell of the result. "
+            "Name one with --database URL, or run the workflow again, which then finds it here"
         )
     for url in databases:
         fields = {

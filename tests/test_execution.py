@@ -134,17 +134,20 @@ class Order(Played):
 
 
 class Records(Played):
-    def test_a_result_is_kept_safe_whatever_keeps_its_record_from_being_made(self):
+    def test_a_result_is_kept_safe_while_its_record_cannot_be_made(self):
         self.safekeeping.keep.return_value = "It is kept.\n"
-        for error in (StoreUnavailable("The store hangs.\n"), RuntimeError("no such module")):
-            self.safekeeping.keep.reset_mock()
-            with (
-                self.subTest(error),
-                mock.patch.object(record, "compilation_runtime", side_effect=error),
-            ):
-                self.check_kept(error)
+        error = StoreUnavailable("The store hangs.\n")
+        with mock.patch.object(record, "compilation_runtime", side_effect=error):
+            self.check_kept(error)
 
-    def test_nor_does_it_matter_what_keeps_it_from_being_sent(self):
+    def test_a_record_that_never_can_be_made_is_the_jobs_own_failure_and_not_tried_again(self):
+        error = FileNotFoundError(2, "its working directory is gone")
+        with mock.patch.object(record, "compilation_runtime", side_effect=error):
+            outcome = self.run_it().wait()
+        self.assertIs(outcome.ending, Ending.FAILED)
+        self.assertIn("its working directory is gone", outcome.message)
+
+    def test_a_result_is_kept_safe_whatever_keeps_it_from_being_sent(self):
         self.safekeeping.keep.return_value = "It is kept.\n"
         self.staging.begin_to_store.side_effect = error = RuntimeError("can't start new thread")
         self.check_kept(error)

@@ -255,7 +255,11 @@ class Guardian(unittest.TestCase):
         watched = "".join(
             "watch {} {}\n".format(*ProcessId.of(process.pid)) for process in processes
         )
-        with mock.patch.object(processtree, "kill_tree", side_effect=OSError(24, "no files")):
+        want = mock.Mock(side_effect=OSError(24, "no files"))
+        with mock.patch.object(processtree, "kill_tree", want):
+            with mock.patch.object(processtree, "_read_stat", want):
+                processtree.guard(io.StringIO(watched), "/nonexistent")
+            self.assertEqual([process.poll() for process in processes], [None, None])
             processtree.guard(io.StringIO(watched), "/nonexistent")
         self.assertEqual([process.wait(20) for process in processes], [-9, -9])
 

@@ -128,8 +128,8 @@ class Kept(unittest.TestCase):
     def test_one_that_no_database_can_be_told_of_stays_and_says_so(self):
         kept = self.keep()
         with mock.patch.object(upload, "_put", return_value=201) as put:
-            told = upload._upload(kept.path, "http://store:1", None)
-            self.assertIn("no database", told)
+            with self.assertRaisesRegex(upload.UploadFailed, "no database"):
+                upload._upload(kept.path, "http://store:1", None)
             self.assertTrue(kept.path.exists())
             self.assertEqual(
                 upload._upload(kept.path, "http://store:1", "http://database:1"), "uploaded"

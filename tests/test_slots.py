@@ -8,6 +8,7 @@ import gc
 import itertools
 import unittest
 import weakref
+from multiprocessing import resource_tracker
 from unittest import mock
 
 from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
@@ -202,6 +203,24 @@ class Want(SlotsCase):
                         await asyncio.wait_for(self.freed.wait(), 20)
                         self.assertIs(self.slots.all[0].state, SlotState.IDLE)
                         self.assertIsNone(self.slots.all[0].problem)
+
+    async def test_the_resource_tracker_is_waited_for_like_all_else_and_is_not_swept_away(self):
+        ensure_running, failures = resource_tracker.ensure_running, [OSError(11, "Try again")]
+
+        def ensure_running_or_not():
+            if failures:
+                raise failures.pop()
+            ensure_running()
+
+        with (
+            mock.patch.object(slots_module, "_FIRST_PAUSE", 0.01),
+            mock.patch.object(resource_tracker, "ensure_running", ensure_running_or_not),
+            self.assertLogs("seamless_jobserver.server.slots", "ERROR"),
+        ):
+            async with self.started(FakeWorker):
+                self.assertIn("Try again", await asyncio.wait_for(self.exhausted.get(), 20))
+                await asyncio.wait_for(self.freed.wait(), 20)
+                self.assertIn(resource_tracker._resource_tracker._pid, self.slots._ours)
 
 
 class Burial(SlotsCase):

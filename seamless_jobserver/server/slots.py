@@ -31,8 +31,9 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 _LATER_ATTEMPTS: Final = 3
 """Failed starts of every slot, in a row, that end a server whose workers have worked before."""
-_VACATION_LIMIT: Final = 10.0
-"""Seconds for who had a slot to leave it when its worker has ended."""
+_VACATION_LIMIT: Final = 30.0
+"""Seconds for who had a slot to leave it when its worker has ended: three times what it may take.
+Who leaves it later would free it for others while the next one has it."""
 _MEMORY_INTERVAL: Final = 0.2
 _REAP_LIMIT: Final = 2.0
 """Seconds for a killed process to end: one of another user, or one that hangs in the kernel while
@@ -70,8 +71,6 @@ class Slots:
         self._guardian = guardian
         self._memory_limit = memory_limit
         self._new_directory = new_directory
-        # It is a child of ours, started with the first worker, and again if somebody has ended it.
-        resource_tracker.ensure_running()
         self._ours = children(os.getpid())
         self._freed = freed
         self._buried = buried
@@ -175,8 +174,11 @@ class Slots:
         settings = dataclasses.replace(self._settings, slot=slot.number)
         try:
             directory = self._new_directory()
+            # A child of ours, started with the first worker, and again if somebody has ended it.
+            resource_tracker.ensure_running()
         except OSError as error:
             raise WorkerStartFailed(str(error)) from error
+        self._ours.add(_pid_of_resource_tracker())
         worker = slot.worker = Worker(self._program, settings, directory)
         self._ours.add(worker.pid)
         if worker.identity is not None:
@@ -260,3 +262,13 @@ class Slots:
         return all(
             slot.state is SlotState.DOWN and slot.failed_starts >= attempts for slot in self._slots
         )
+
+
+def _pid_of_resource_tracker() -> int:
+    """Return the process id, or 0 if that is not known.
+
+    Private, hence the guards: without it, one that had to be started anew is taken for what a job
+    has left behind, and ended with the next worker, each time.
+    """
+    tracker = getattr(resource_tracker, "_resource_tracker", None)
+    return int(getattr(tracker, "_pid", None) or 0)

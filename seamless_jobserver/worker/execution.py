@@ -273,7 +273,10 @@ class Execution:
 
         try:
             outcome = complete()
-            completed = True
+        except StoreUnavailable as error:
+            raise keep_safe(error) from error
+        completed = True
+        try:
             # Leaves first: whoever finds the structure finds what it names.
             self._staging.store(parts)
             begun = [self._staging.begin_to_store(wholes)]
