@@ -9,10 +9,10 @@ from seamless_jobserver.server.jobs import (
     HISTORY,
     TRANSITIONS,
     Event,
-    IllegalMove,
     JobTable,
     State,
 )
+from seamless_jobserver.server.transitions import IllegalMove
 
 PATHS = {
     State.QUEUED: [],

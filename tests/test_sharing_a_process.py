@@ -410,7 +410,7 @@ class SharedProcess(OnAStore):
 
     def test_jobs_in_many_ways_of_concurrency_leave_a_process_that_can_go_on(self):
         # What they leave behind has a moment to end, which is longer on a machine with a load.
-        patient = constants(self.directory, {"worker.isolation.PATIENCE": 5.0})
+        patient = constants(self.directory, {"worker.leftovers.PATIENCE": 5.0})
         self.server = self.start(env=patient)
         before = self.report()["pid"]
         for what in (
@@ -678,7 +678,7 @@ class Nested(OnAStore):
         super().setUpClass()
         # What a job leaves behind for a moment is no matter here, however long that moment is.
         cls.patient = constants(
-            cls.directory, {"worker.isolation.PATIENCE": 5.0, "worker.nested._END_LIMIT": 20.0}
+            cls.directory, {"worker.leftovers.PATIENCE": 5.0, "worker.nested._END_LIMIT": 20.0}
         )
 
     def ready(self, workers):

@@ -14,9 +14,9 @@ from unittest import mock
 from seamless_jobserver.messages import Ending, Outcome, WorkerProgram, WorkerSettings
 from seamless_jobserver.progress import Phase
 from seamless_jobserver.server import slots as slots_module
-from seamless_jobserver.server.jobs import IllegalMove
 from seamless_jobserver.server.slot import TRANSITIONS, Slot, SlotEvent, SlotState
 from seamless_jobserver.server.slots import Slots
+from seamless_jobserver.server.transitions import IllegalMove
 from seamless_jobserver.server.workers import NotBegun, WorkerGone, WorkerStartFailed
 from tests.test_service import RESULT, request
 

@@ -8,7 +8,8 @@
 - Requests: ``requestreader``, ``routes``, ``payload``, ``response``.
 - Jobs, on one event loop, which ``bridge`` leads to: ``service`` with ``ledger``, ``jobs``,
   ``hosting``, ``attempt``, ``failures`` and ``errands``.
-- Workers: ``slots``, ``slot``, ``workers``, ``casualties``.
+- Workers: ``slots``, ``slot``, ``workers``, ``casualties``. The states of jobs and slots move by
+  ``transitions``.
 - For people who watch: ``watching``, ``overview``, ``journal``, ``joboutput``, ``exposition``,
   ``metrics`` and the files of ``page``.
 """

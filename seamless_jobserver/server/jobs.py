@@ -33,6 +33,7 @@ from typing import Final
 
 from seamless_jobserver.errors import EnvelopeConflict
 from seamless_jobserver.messages import Outcome, RunRequest
+from seamless_jobserver.server.transitions import move
 
 HISTORY: Final = 1000
 """Finished transformations whose end is remembered, for callers that ask how it went."""
@@ -78,10 +79,6 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.RUNNING, Event.CANCEL): State.CANCELED,
     (State.RUNNING, Event.LOSE): State.LOST,
 }
-
-
-class IllegalMove(Exception):
-    """An event that cannot happen to a job, or a slot, in its state; the state is unchanged."""
 
 
 @dataclass(eq=False)
@@ -175,10 +172,7 @@ class JobTable:
 
     def apply(self, job: Job, event: Event, outcome: Outcome | None = None) -> None:
         """Move `job` on; a move that ends it takes its `outcome`. Raises `IllegalMove`."""
-        state = TRANSITIONS.get((job.state, event))
-        if state is None:
-            raise IllegalMove(f"job {job.number} is {job.state.value}: it cannot {event.value}")
-        job.state = state
+        job.state = state = move(TRANSITIONS, job.state, event, f"job {job.number}")
         if state is State.QUEUED:
             job.retries += 1
             # It has been at the head of the queue before, and has lost nothing by it.

@@ -406,10 +406,12 @@ class Service:
                 )
         if job.state is State.RUNNING:
             at_once = self._begins_at_once()
-            sent_away = Outcome(Ending.NOT_BEGUN, message=str(loss))
+            why = str(loss) if isinstance(loss, NotBegun) else "its worker had ended"
+            sent_away = Outcome(
+                Ending.NOT_BEGUN, message=f"Left to the job that asks for it: {why}.\n"
+            )
             if job.nested and not at_once:
                 return sent_away
-            why = str(loss) if isinstance(loss, NotBegun) else "its worker had ended"
             self._ledger.requeue(job, why)
             if not at_once:
                 self._ledger.send_away(job, sent_away)

@@ -29,7 +29,7 @@ from typing import Final
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, StoreCheck
 from seamless_jobserver.progress import Phase
-from seamless_jobserver.server.jobs import IllegalMove
+from seamless_jobserver.server.transitions import move
 from seamless_jobserver.server.workers import NotBegun, Worker, WorkerGone, WorkerLost
 
 _log = logging.getLogger(__name__)
@@ -91,10 +91,7 @@ class Slot:
 
     def apply(self, event: SlotEvent) -> None:
         """Move this slot on. Raises `IllegalMove`."""
-        state = TRANSITIONS.get((self.state, event))
-        if state is None:
-            raise IllegalMove(f"slot {self.number} is {self.state.value}: it cannot {event.value}")
-        self.state = state
+        self.state = move(TRANSITIONS, self.state, event, f"slot {self.number}")
 
     def reserve(self) -> None:
         """Take this slot, which must be idle, for what it is given to do next."""

@@ -7,8 +7,8 @@ a file that shows the progress of a job; nested jobs are asked for over HTTP.
 - Its buffers: ``staging`` with ``lane``; in by ``fetching`` with ``pins``, ``nearby``,
   ``readfolders`` and ``inputcache``, out by ``storing``, or ``unserved``; ``confirmations`` and
   ``safekeeping`` once it has a result.
-- Apart from the next one: ``isolation``, ``limits``, ``capture``, ``memory``; from other threads:
-  ``syntaxtrees``.
+- Apart from the next one: ``isolation``, ``leftovers``, ``limits``, ``capture``, ``memory``; from
+  other threads: ``syntaxtrees``.
 - What it takes: ``measure``, ``memorypeak``.
 - ``storecheck``, for the command ``check``.
 """

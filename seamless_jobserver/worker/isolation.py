@@ -4,8 +4,9 @@ What a job changes in its process, the next job would find. `Surroundings` notes
 before the first job, and puts it back after each one. What a job has *imported* stays, as it would
 in a script, and with it what a library has installed for itself at that: finders and hooks of the
 import system that it defines, and handlers of its own logger. (`six` imports ``six.moves`` through
-such a finder, which nobody would install again.) What cannot be put back is a reason to retire the
-worker: `restore` returns it.
+such a finder, which nobody would install again.) What cannot be put back, and what is left of
+processes, threads, files and memory (`leftovers`), is a reason to retire the worker: `restore`
+returns it.
 
 Random generators are not put back but seeded anew: jobs that start from the same state would draw
 the same numbers, which is worse than any leak. And pyplot's figures and settings are put back where
@@ -17,10 +18,8 @@ them (numpy's error handling and decimal's precision included); `capture` does s
 output and error.
 """
 
-import _thread
 import asyncio
 import contextvars
-import ctypes
 import faulthandler
 import gc
 import locale
@@ -38,20 +37,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from seamless_jobserver.processtree import children, has_children, read_memory
 from seamless_jobserver.worker.lane import give_way
+from seamless_jobserver.worker.leftovers import Leftovers
 from seamless_jobserver.worker.limits import Limits
 
-GROWTH_LIMIT: Final = 512 * 1024 * 1024
-"""Bytes by which a worker may have grown for good; past that, a new one is cheaper."""
-DESCRIPTOR_LIMIT: Final = 200
-"""Open files that jobs may have forgotten to close, all together."""
-PATIENCE: Final = 0.2
-"""Seconds for threads and processes that a job has started to end by themselves: who has read all
-that a process says (``os.popen``) has not waited for its end."""
-
-_OUR_THREADS: Final = ("jobserver-", "Seamless")
-"""Threads of ours, and those that seamless-core and seamless-remote keep in the background."""
 _SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _NO_LIBRARIES: Final = sys.stdlib_module_names | {"", "__main__", "__mp_main__"}
 _HAS_POLICIES: Final = sys.version_info < (3, 14)
@@ -86,7 +75,6 @@ class Surroundings:
     """
 
     def __init__(self, open_files: int) -> None:
-        self._libc = ctypes.CDLL(None)
         self._directory = os.getcwd()
         self._environment = dict(os.environb)
         self._sys: dict[str, Any] = {
@@ -116,10 +104,7 @@ class Surroundings:
         self._log_factory = logging.getLogRecordFactory()
         self._logger_class = logging.getLoggerClass()
         self._loggers = {name: _logger_state(logger) for name, logger in _all_loggers()}
-        self._threads = set(threading.enumerate())
-        self._unknown_threads = _count_unknown_threads()
-        self._descriptors = len(os.listdir("/proc/self/fd"))
-        self._grown_from = _own_memory()
+        self._leftovers = Leftovers()
 
     def restore(self, kept: int = 0) -> str | None:
         """Put the process back; return why that is not possible, in words, or None.
@@ -137,9 +122,9 @@ class Surroundings:
                 self._restore_libraries,
                 self._restore_locale,
                 self._restore_logging,
-                self._check_children,
-                self._check_threads,
-                lambda: self._check_growth(kept),
+                self._leftovers.check_children,
+                self._leftovers.check_threads,
+                lambda: self._leftovers.check_growth(kept),
             )
             if (reason := _try(step)) is not None
         ]
@@ -283,52 +268,6 @@ class Surroundings:
             logging.setLoggerClass(self._logger_class)  # last: it fails where `Logger` is another
         return None
 
-    def _check_children(self) -> str | None:
-        if not has_children():
-            return None
-        server = sys.modules.get("multiprocessing.forkserver")
-        if server is not None:
-            # It has the job's environment, and would start the processes of other jobs. Private.
-            if server._forkserver._forkserver_pid is not None:
-                os.kill(server._forkserver._forkserver_pid, signal.SIGKILL)  # `_stop` waits for it
-            server._forkserver._stop()
-        deadline = time.monotonic() + PATIENCE
-        pause = threading.Event()  # never set: it is waited for, with a limit
-        while left := [pid for pid in children(os.getpid()) if not _is_harmless(pid)]:
-            if time.monotonic() >= deadline:
-                return f"a job left {len(left)} processes behind"
-            pause.wait(0.005)
-        return None
-
-    def _check_threads(self) -> str | None:
-        deadline = time.monotonic() + PATIENCE
-        left = []
-        for thread in set(threading.enumerate()) - self._threads:
-            # One that Python has not started is known by a dummy, which stays when it has ended.
-            dummy = isinstance(thread, threading._DummyThread)
-            if not dummy and not thread.name.startswith(_OUR_THREADS):
-                thread.join(max(0.0, deadline - time.monotonic()))
-                if thread.is_alive():
-                    left.append(thread.name)
-        if left:
-            return f"a job left threads behind: {', '.join(sorted(left))}"
-        pause = threading.Event()  # never set: it is waited for, with a limit
-        while (unknown := _count_unknown_threads() - self._unknown_threads) > 0:
-            if time.monotonic() >= deadline:
-                return f"a job left {unknown} threads behind that were started without threading"
-            pause.wait(0.005)
-        return None
-
-    def _check_growth(self, kept: int) -> str | None:
-        if len(os.listdir("/proc/self/fd")) > self._descriptors + DESCRIPTOR_LIMIT:
-            return f"jobs left over {DESCRIPTOR_LIMIT} files open"
-        if _own_memory() - self._grown_from - kept > GROWTH_LIMIT:
-            self._libc.malloc_trim(0)  # what is free may only not have been given back
-            grown = _own_memory() - self._grown_from - kept
-            if grown > GROWTH_LIMIT:
-                return f"it has grown by {grown // 2**20} MB"
-        return None
-
 
 _NEW_LOGGER: Final = _LoggerState(logging.NOTSET, [], [], True, False)
 
@@ -386,28 +325,6 @@ def _try(step: Callable[[], str | None]) -> str | None:
         return f"what a job has changed cannot be put back: {type(error).__name__}: {error}"
 
 
-def _count_unknown_threads() -> int:
-    """Return how many threads run that were started by ``_thread``, behind the back of threading.
-
-    Private, hence the guard: without it they are not noticed.
-    """
-    count = getattr(_thread, "_count", None)
-    started = sum(
-        not isinstance(one, threading._DummyThread) and one is not threading.main_thread()
-        for one in threading.enumerate()
-    )
-    return 0 if count is None else max(0, count() - started)
-
-
-def _own_memory() -> int:
-    """Return the bytes of memory that are this process's own.
-
-    Libraries are files, which the next worker would map again.
-    """
-    memory = read_memory()
-    return memory.resident - memory.files
-
-
 def _time_zone() -> tuple[object, ...]:
     """Return what tells one time zone from another, in Python and in the C library."""
     days = time.localtime(_WINTER), time.localtime(_SUMMER)
@@ -422,21 +339,3 @@ def _get_umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _is_harmless(pid: int) -> bool:
-    """Whether a child may stay; one that has ended is collected, so that no zombie stays either.
-
-    multiprocessing's resource tracker stays for the life of a process that has once used
-    multiprocessing, and does nothing on its own account.
-    """
-    try:
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return True
-    except ChildProcessError:
-        return True  # somebody else has collected it meanwhile
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"multiprocessing.resource_tracker" in file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return True

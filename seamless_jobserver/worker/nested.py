@@ -110,7 +110,7 @@ def end_loops() -> None:
 
     It keeps one for each ``.start()`` outside a loop, for the life of the process; a script ends
     with it, a worker does not. Private, hence the guard: without it the threads are found by
-    `isolation`, and the worker is retired.
+    `leftovers`, and the worker is retired.
     """
     loops = getattr(transformation_class, "_LOOP_THREADS", {})
     for loop, thread in list(loops.items()):
@@ -123,7 +123,7 @@ def end_loops() -> None:
             ending = asyncio.run_coroutine_threadsafe(_end_loop(), loop)
             try:
                 ending.result(_END_LIMIT)
-            except Exception:  # noqa: BLE001, S112 - it goes on: isolation finds its thread
+            except Exception:  # noqa: BLE001, S112 - it goes on: leftovers finds its thread
                 continue
             loop.call_soon_threadsafe(loop.stop)
         thread.join(_END_LIMIT)
