@@ -136,6 +136,15 @@ class ServiceCase(unittest.IsolatedAsyncioTestCase):
 
 
 class Callers(ServiceCase):
+    async def test_one_that_is_left_alone_twice_has_its_time_from_the_second(self):
+        await self.call(request("1"))
+        await self.leave(await self.call(request("2")))
+        (job,) = self.service._ledger.table.active(request("2").checksum)
+        first = self.service._abandoned[job.number]
+        self.service._leave_alone(job)  # it had a slot meanwhile, and lost its worker
+        self.assertTrue(first.cancelled())
+        await self.until_state(request("2"), State.LOST)
+
     async def test_a_queued_job_that_nobody_waits_for_is_dropped_after_a_while(self):
         first = await self.call(request("1"))
         waiting = await self.call(request("2"))
