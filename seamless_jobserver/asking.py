@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -22,6 +23,8 @@ from seamless_jobserver.options import DEFAULT_PORT
 from seamless_jobserver.passwordfile import read_password_file
 
 _TIMEOUT: Final = 10.0
+_WHOLE: Final = 60.0
+"""Seconds for a whole answer to come, however it trickles in, beyond those for each piece of it."""
 _CONNECT_TIMEOUT: Final = 3.0
 """Seconds for each of the addresses at which a server may listen."""
 _ACCEPT_LIMIT: Final = 3.0
@@ -79,7 +82,10 @@ class Server:
         return f"{host}:{self._port}"
 
     def ask(self, method: str, path: str, body: Any = None, *, timeout: float = _TIMEOUT) -> Answer:
-        """Send a request, with `body` as JSON, and return the answer. Raises `Unreachable`."""
+        """Send a request, with `body` as JSON, and return the answer. Raises `Unreachable`.
+
+        `timeout` is for each piece of it, in seconds.
+        """
         connection = (
             http.client.HTTPSConnection(self._host, self._port, timeout=timeout)
             if self._tls
@@ -94,9 +100,10 @@ class Server:
                     "is not given the password. Has your jobserver ended, or does it run on "
                     "another machine? Then ask there, or name it by its URL."
                 )
-            connection.request(method, self._base + path, content, self._fields)
-            response = connection.getresponse()
-            text = response.read(_MOST + 1)
+            with self._at_most(timeout + _WHOLE, connection.sock):
+                connection.request(method, self._base + path, content, self._fields)
+                response = connection.getresponse()
+                text = response.read(_MOST + 1)
             if len(text) > _MOST:
                 raise Unreachable(f"{self.address} answers without an end: it is no jobserver")
             return Answer(response.status, text.decode("utf-8", errors="replace"))
@@ -119,6 +126,34 @@ class Server:
                 f"{self.address} is no jobserver that can be watched: something else may listen "
                 "there, or another kind of jobserver"
             ) from None
+
+    @contextlib.contextmanager
+    def _at_most(self, seconds: float, connection: socket.socket) -> Iterator[None]:
+        """Cut a connection off after so many seconds. Raises `TooSlow` then."""
+        over = threading.Event()
+
+        def cut_off() -> None:
+            over.set()
+            with contextlib.suppress(OSError):  # it has come to its end by itself
+                # Of the connection itself, also where TLS is spoken over it.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+        timer = threading.Timer(seconds, cut_off)
+        timer.start()
+        fault: Exception | None = None
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            if not over.is_set():
+                raise
+            fault = error
+        finally:
+            timer.cancel()
+        if over.is_set():
+            raise TooSlow(
+                f"the answer of {self.address} comes in pieces, and has not come to its end within "
+                f"{seconds:g} s. Is it a jobserver, and is the line to it very slow?"
+            ) from fault
 
     def _explain(self, error: Exception, timeout: float) -> str:
         if isinstance(error, ConnectionRefusedError):
@@ -204,13 +239,15 @@ def find_server(options: argparse.Namespace) -> Server:
     if path is None:
         return Server(options.url or f"http://127.0.0.1:{DEFAULT_PORT}", password)
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0):
-            raise ValueError(
-                f"{path} is not a file of yours: its owner is user {facts.st_uid}. It says where "
-                "to ask, and could name anything"
-            )
-        status = json.loads(path.read_text())
+        # Without waiting: it may be a pipe.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0):
+                raise ValueError(
+                    f"{path} is not a file of yours: its owner is user {facts.st_uid}. It says "
+                    "where to ask, and could name anything"
+                )
+            status = json.load(file)
         port = status["port"]
         if type(port) is not int:
             raise TypeError

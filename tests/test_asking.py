@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import threading
 import unittest
 from unittest import mock
 
@@ -85,7 +86,7 @@ class Commands(unittest.TestCase):
         status = self.directory / "status.json"
         status.write_text(json.dumps({"port": 1}))
         facts = mock.Mock(st_mode=status.stat().st_mode, st_uid=os.geteuid() + 1)
-        with mock.patch.object(asking.Path, "stat", return_value=facts):
+        with mock.patch.object(asking.os, "fstat", return_value=facts):
             code, printed = self.run_command(top, "--status-file", str(status))
         self.assertEqual(code, 2)
         self.assertIn("is not a file of yours", printed)
@@ -100,6 +101,27 @@ class Commands(unittest.TestCase):
             code, printed = self.run_command(top, self.serve(endless))
         self.assertEqual(code, 1)
         self.assertIn("answers without an end", printed)
+
+    def test_an_answer_that_trickles_in_is_given_up(self):
+        gone = threading.Event()
+
+        def trickle(connection):
+            connection.read_request()
+            with contextlib.suppress(OSError):
+                connection.send(part)
+                for _ in range(500):
+                    if gone.wait(0.01):
+                        break
+                    connection.send(b"x")
+
+        for part in (b"HTTP/1.1 200 OK\r\nX-Much: ", b"HTTP/1.1 200 OK\r\n\r\n"):
+            server = ScriptedServer(trickle)
+            self.addCleanup(server.close)
+            with self.subTest(part), mock.patch.object(asking, "_WHOLE", 0.1):
+                asked = asking.Server(server.url)
+                with self.assertRaisesRegex(asking.TooSlow, "has not come to its end"):
+                    asked.ask("GET", "/", timeout=0.2)
+        gone.set()
 
     def test_an_answer_that_makes_no_sense_is_given_up_in_one_line(self):
         for state in ('{"time": 1e999, "server": {"started": -1e999}}', "[" * 100_000):
