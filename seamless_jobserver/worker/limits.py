@@ -26,6 +26,7 @@ class Limits:
         self._job_files = _least(open_files, _more(own, -_OWN_FILES)), most
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
         self._affinity = os.sched_getaffinity(0)
+        self._policy = _get_policy()
         self.restore()
 
     def limit_files(self) -> None:
@@ -46,11 +47,19 @@ class Limits:
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
             if os.sched_getaffinity(0) != self._affinity:
                 os.sched_setaffinity(0, self._affinity)
+            if _get_policy() != self._policy:
+                policy, level = self._policy
+                os.sched_setscheduler(0, policy, os.sched_param(level))
         except OSError as error:
             problem = error
         if problem is None:
             return None
         return f"a job has lowered its limits or its priority: {problem}"
+
+
+def _get_policy() -> tuple[int, int]:
+    """Return how this thread is scheduled: the policy, and its level in that (sched(7))."""
+    return os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
 
 
 def _least(*limits: int) -> int:
