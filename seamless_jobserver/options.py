@@ -5,6 +5,7 @@ ValueError with a message that says what was seen and what would do.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -59,7 +60,7 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise ValueError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    return min(seconds, _LONGEST)
 
 
 def _seconds_or_zero(text: str) -> float:
@@ -81,6 +82,8 @@ def _size(text: str) -> int:
     return int(number) * _UNITS[unit]
 
 
+_LONGEST: Final = threading.TIMEOUT_MAX / 2
+"""Seconds beyond which no wait can be longer anyway; half of that, since some are added up."""
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -50,6 +50,13 @@ def spool_directory() -> Path | None:
     return base / "seamless-jobserver" / "spool"
 
 
+def stay() -> None:
+    """Have the spool stay where it is, whatever directory this process or one below it goes to."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        os.environ[VARIABLE] = os.path.abspath(chosen)
+
+
 def entry_path(spool: Path, transformation: str, envelope: Any) -> Path:
     """Return the directory for the result of a transformation that ran with `envelope` (JSON)."""
     canonical = json.dumps(envelope, sort_keys=True).encode()

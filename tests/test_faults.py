@@ -1337,12 +1337,12 @@ class Shutdown(Faults):
             other.listen()
 
     def test_a_second_signal_ends_it_now(self):
-        server = self.start("--grace", "600")
+        server = self.start("--grace", "1e99")
         with ThreadPoolExecutor(1) as caller:
             answer = caller.submit(server.run, self.gated())
             self.await_run()
             server.process.terminate()
-            wait_until(lambda: "waiting up to 600 s" in server.log, "it waits")
+            wait_until(lambda: "waiting up to" in server.log, "it waits")
             server.process.terminate()
             self.assertEqual(answer.result(PATIENCE).status, 503)
         server.process.wait(PATIENCE)

@@ -31,7 +31,7 @@ from tests.test_access import TRANSFORMATION
 FUZZ = settings(
     deadline=None,
     database=None,
-    max_examples=2000,
+    max_examples=4000,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
@@ -200,7 +200,7 @@ class Requests(unittest.TestCase):
             self.assertGreaterEqual(length, 0)
             self.assertNotRegex(head.target, r"[\s\x00]")
 
-    @settings(FUZZ, max_examples=1500)
+    @settings(FUZZ, max_examples=3000)
     @given(STREAMS, st.lists(st.integers(0, 500), max_size=4))
     def test_a_connection_answers_what_a_strict_reading_finds_and_nothing_else(self, stream, cuts):
         note()

@@ -117,7 +117,7 @@ def browser(address, *flags):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
-            process.communicate()
+            process.communicate(timeout=PATIENCE)
 
 
 @unittest.skipUnless(shutil.which("chromium"), "there is no chromium")
@@ -156,7 +156,7 @@ class ABrowser(Faults):
         for name, expected in (("evil.example", b"--allow-host"), ("localhost", b"OK")):
             address = f"http://{name}:{server.port}/healthcheck"
             with self.subTest(name), browser(address, rules, "--dump-dom") as process:
-                self.assertIn(expected, process.stdout.read())
+                self.assertIn(expected, process.communicate(timeout=PATIENCE)[0])
 
 
 @AS_ROOT

@@ -87,7 +87,7 @@ class Trees(unittest.TestCase):
         identity = ProcessId.of(process.pid)
         if identity is not None:
             wait_until(lambda: not identity.alive, "it has ended, though nobody has asked how")
-        process.wait()
+        process.wait(PATIENCE)
         self.assertIsNone(ProcessId.of(process.pid))
 
     def test_the_end_of_a_child_is_told_by_old_and_new_interpreters(self):
@@ -106,7 +106,7 @@ class Trees(unittest.TestCase):
                 self.assertEqual(poll.poll(0), [])
                 child.kill()
                 self.assertEqual(len(poll.poll(1000 * PATIENCE)), 1)
-                child.wait()
+                child.wait(PATIENCE)
                 with self.assertRaises(OSError):
                     processtree.open_process(child.pid)
 

@@ -837,6 +837,16 @@ class Nested(ServiceCase):
         kept.note_unheard(request("1"), RESULT)
         self.assertTrue(kept._unheard)
 
+    async def test_the_log_tells_of_a_result_that_gives_way_to_others(self):
+        kept = errands.Errands(mock.Mock(), mock.Mock(), 60.0)
+        with mock.patch.object(errands, "_UNHEARD", 2), self.assertLogs(errands.__name__) as told:
+            for digit in "123":
+                kept.note_unheard(request(digit), RESULT)
+        (record,) = told.records
+        self.assertEqual(record.job, request("1").checksum)
+        self.assertIn("it will be run again", record.getMessage())
+        self.assertEqual([one.request for one in kept._unheard], [request("2"), request("3")])
+
     async def test_what_a_worker_hosts_goes_on_when_others_who_wanted_it_have_gone(self):
         await self.make(reclaim_canceled=True)
         await self.call(request("1"))

@@ -303,11 +303,14 @@ def f(a):
         shared.chmod(0o1777)
         for name in ("multiprocessing", "json", "seamless"):
             (shared / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').close()\n")
+        (shared / "relative").mkdir()
+        (shared / "relative").chmod(0o777)
         spool = {"SEAMLESS_JOBSERVER_SPOOL": "relative"}
         server = self.start("--grace", "1", name="shared", env=spool)
         work = self.value(server.run(self.store.request(self.CODE, a=1)))
         self.assertFalse(mark.exists())
         self.assertNotEqual(work, str(shared))
+        self.assertIn(f"{shared}/relative", server.log)  # others can write there: it is told
         facts = os.stat(work)
         self.assertEqual((facts.st_uid, facts.st_mode & 0o777), (os.geteuid(), 0o700))
         server.stop()

@@ -129,11 +129,14 @@ class OnACluster(unittest.TestCase):
     def running_jobs(self):
         """Return the checksums of the jobs that run; none before there is a jobserver."""
         try:
-            port = read_json(self.cluster.status_file("jobserver"))["port"]
+            return [job["checksum"] for job in self.status()["running"]]
         except (ValueError, KeyError):
             return []
+
+    def status(self):
+        port = read_json(self.cluster.status_file("jobserver"))["port"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=PATIENCE) as answer:
-            return [job["checksum"] for job in json.load(answer)["running"]]
+            return json.load(answer)
 
     def jobserver(self):
         return ProcessId.of(read_json(self.cluster.status_file("jobserver"))["pid"])
@@ -231,9 +234,13 @@ class Workflows(OnACluster):
 
     def test_variables_reach_a_launched_jobserver_and_its_flags_win(self):
         self.cluster.run("seamless-service-stop", "--service", "jobserver")
-        with mock.patch.dict(self.cluster.environment, SEAMLESS_JOBSERVER_WORKERS="none"):
+        self.addCleanup(self.cluster.run, "seamless-service-stop", "--service", "jobserver")
+        variables = {"WORKERS": "none", "RECLAIM_CANCELED": "1"}
+        named = {f"SEAMLESS_JOBSERVER_{name}": value for name, value in variables.items()}
+        with mock.patch.dict(self.cluster.environment, named):
             result = self.run_script(ten_jobs(6))
         self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertTrue(self.status()["server"]["reclaims"])
 
 
 class CommandLine(OnACluster):

@@ -50,7 +50,7 @@ class Errands:
         self._activity = activity
         self._done = done
         self._patience = patience
-        self._unheard: deque[_Unheard] = deque(maxlen=_UNHEARD)
+        self._unheard: deque[_Unheard] = deque()
         self._telling: list[_Unheard] = []
         # 0 for as long as the database takes what it is told.
         self._pause = 0.0
@@ -62,7 +62,7 @@ class Errands:
         """Note that nobody is there to record how a job has ended."""
         one = self._to_tell(request, outcome)
         if one is not None:
-            self._unheard.append(one)
+            self._keep_in_mind(one)
 
     def send_out(self, slots: Slots) -> None:
         """Have idle slots record what nobody has heard, until one of the two runs out."""
@@ -84,7 +84,13 @@ class Errands:
             self._asking += 1
             await self._tell(slot, one)
         else:
-            self._unheard.append(one)
+            self._keep_in_mind(one)
+
+    def _keep_in_mind(self, one: _Unheard) -> None:
+        """Have `one` told later; if there are too many, instead of what has waited longest."""
+        self._unheard.append(one)
+        if len(self._unheard) > _UNHEARD:
+            _give_up(self._unheard.popleft(), "too many others wait for that")
 
     def _may_ask(self) -> bool:
         """Whether the database may be asked now: where it was away the last time, by one slot."""
@@ -101,9 +107,7 @@ class Errands:
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait(set(self._tasks), timeout=left, return_when=first)
         for one in [*self._telling, *self._unheard]:
-            why = "the jobserver ends, and nobody has told the database of its result"
-            about = {"job": one.request.checksum}
-            _log.warning("it will be run again if it is asked for: %s", why, extra=about)
+            _give_up(one, "the jobserver ends")
 
     def cancel(self) -> None:
         """Cancel all that is under way."""
@@ -144,7 +148,7 @@ class Errands:
             self._paused = True
             self._start(self._end_pause(self._pause))
         if loop.time() < one.until:
-            self._unheard.append(one)
+            self._keep_in_mind(one)
 
     async def _end_pause(self, after: float) -> None:
         await asyncio.sleep(after)
@@ -166,3 +170,12 @@ class Errands:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the loop would not keep it from collection
         task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(one: _Unheard, why: str) -> None:
+    _log.warning(
+        "it will be run again if it is asked for: "
+        "%s, and nobody has told the database of its result",
+        why,
+        extra={"job": one.request.checksum},
+    )

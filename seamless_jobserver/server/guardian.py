@@ -7,9 +7,14 @@ any imports worth mentioning, and is told of each worker when it starts and when
 import logging
 import subprocess
 import sys
+from contextlib import suppress
+from typing import Final
 
 from seamless_jobserver import processtree
 from seamless_jobserver.processtree import ProcessId
+
+_LAST_WAIT: Final = 1.0
+"""Seconds for it to end when it was killed."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +47,9 @@ class Guardian:
             self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            # One that hangs in the kernel, while a network disk is away, does not end for that.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LAST_WAIT)
 
     def _tell(self, verb: str, process: ProcessId) -> None:
         if self._process.stdin is None:

@@ -174,6 +174,7 @@ def _serve(
         try:
             output = JobOutput()
             stack.callback(output.close)
+            spool.stay()  # a relative one is meant from here
             leave_shared_directory(output.directory)
             processtree.become_subreaper()
             guardian = Guardian(output.directory)

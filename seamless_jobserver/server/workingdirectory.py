@@ -23,9 +23,6 @@ def leave_shared_directory(private: str) -> None:
     with suppress(OSError):  # it is gone, or may not be looked at
         if spool.is_trusted(os.stat(".")):
             return
-    chosen = os.environ.get(spool.VARIABLE)
-    if chosen:
-        os.environ[spool.VARIABLE] = os.path.abspath(chosen)  # a relative one is meant from here
     with suppress(OSError):
         _forget_path(os.getcwd())
     os.chdir(private)
