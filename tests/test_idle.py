@@ -1,5 +1,7 @@
 """The inactivity timeout, on a clock that the test turns, and on the real one."""
 
+import concurrent.futures
+import contextlib
 import errno
 import os
 import queue
@@ -10,6 +12,7 @@ import unittest
 from socketserver import TCPServer
 from unittest import mock
 
+from seamless_jobserver.errors import ShuttingDown, WorkersUnavailable
 from seamless_jobserver.server import ending, lifecycle
 from seamless_jobserver.server.access import AccessRules, Gate, Standing
 from seamless_jobserver.server.ending import is_unused
@@ -110,6 +113,15 @@ class Marks(unittest.TestCase):
         self.assertEqual(activity.idle_seconds(), 0)
         clock.now += 5
         self.assertEqual(activity.idle_seconds(), 5)
+
+    def test_it_may_be_said_more_than_once(self):
+        activity = Activity()
+        with activity.ongoing() as mark:
+            for counts in (False, False, True, True, False, False):
+                mark.counts = counts
+            with activity.ongoing():
+                self.assertEqual(activity.idle_seconds(), 0)
+            self.assertGreater(activity.idle_seconds(), 0)
 
 
 class AtTheVeryMoment(unittest.TestCase):
@@ -249,6 +261,100 @@ class AtTheVeryMoment(unittest.TestCase):
         self.ask(self.connect())
 
 
+class LastMoments(unittest.TestCase):
+    """Who comes when the idle timer has expired, to a server that the test controls."""
+
+    def make(self):
+        return mock.Mock(), mock.Mock(**{"idle_seconds.return_value": 1000.0})
+
+    def test_who_comes_gets_a_moment_each_time_but_not_for_ever(self):
+        # Who has come after each moment, and whether one cannot be served then -> how many moments.
+        table = {
+            "nobody": ([0], [False], 1),
+            "one": ([1, 0], [False], 2),
+            "one who cannot be served": ([0, 0], [True, False], 2),
+            "again and again": (100 * [1], [], ending._MOMENTS),
+        }
+        for name, (came, held, moments) in table.items():
+            with self.subTest(name), mock.patch.object(ending, "_MOMENT", 0.0):
+                http, activity = self.make()
+                http.accept_waiting.side_effect = came
+                type(http).holds = mock.PropertyMock(side_effect=held)
+                self.assertTrue(is_unused(http, activity, 5.0))
+                self.assertEqual(http.accept_waiting.call_count, moments)
+                http.start.assert_not_called()
+
+    def test_a_request_that_comes_in_the_second_moment_counts(self):
+        http, activity = self.make()
+        http.holds = False
+
+        def accept():
+            activity.idle_seconds.return_value = 0.0
+            return 1
+
+        http.accept_waiting.side_effect = accept
+        with mock.patch.object(ending, "_MOMENT", 0.1):
+            self.assertFalse(is_unused(http, activity, 5.0))
+        http.start.assert_called_once()
+
+
+class TakenDown(unittest.TestCase):
+    """A server that ends, whose parts the test controls."""
+
+    def end(self, reason, grace=3.0, *, hangs=(), signals=()):
+        """Return which calls its parts got, when the work of those in `hangs` comes to no end."""
+        parts, interrupts = mock.Mock(), queue.SimpleQueue()
+        for signal in signals:
+            interrupts.put(signal)
+
+        def submit(work):
+            future = concurrent.futures.Future()
+            if work not in hangs:
+                future.set_result(None)
+            return future
+
+        parts.refuse.side_effect = lambda refusal: type(refusal)
+        parts.close_service.side_effect = lambda grace: grace
+        parts.close.return_value = 0
+        service = mock.Mock(refuse=parts.refuse, close=parts.close_service)
+        ending.end(parts, mock.Mock(submit=submit), service, interrupts, reason, grace)
+        return parts.mock_calls
+
+    def test_it_is_taken_down_in_order_and_those_who_ask_are_told_why(self):
+        for reason, refusal in (
+            (ending.Reason("SIGTERM"), ShuttingDown),
+            (ending.Reason("no worker can be had", failure=True), WorkersUnavailable),
+        ):
+            with self.subTest(reason):
+                stopped, refused, closed, left = self.end(reason)
+                self.assertEqual(stopped, mock.call.stop_accepting())
+                self.assertEqual(refused, mock.call.refuse(mock.ANY))
+                self.assertIs(type(refused.args[0]), refusal)
+                self.assertEqual(closed, mock.call.close_service(3.0))
+                self.assertEqual(left, mock.call.close(mock.ANY))
+
+    def test_a_second_signal_leaves_no_grace_and_little_time_for_the_rest(self):
+        with self.assertLogs("seamless_jobserver.server.ending", "WARNING") as logged:
+            *_, first, second, left = self.end(
+                ending.Reason("SIGTERM"),
+                3600.0,
+                hangs=(3600.0,),
+                signals=[ending.Reason("SIGINT")],
+            )
+        self.assertIn("SIGINT", logged.output[0])
+        self.assertEqual([first, second], [mock.call.close_service(one) for one in (3600.0, 0.0)])
+        self.assertLessEqual(left.args[0], ending._HURRIED)
+
+    def test_what_hangs_is_not_waited_for_for_ever(self):
+        with (
+            mock.patch.object(ending, "CLOSING", 0.0),
+            self.assertLogs("seamless_jobserver.server.ending", "ERROR") as logged,
+        ):
+            *_, left = self.end(ending.Reason("SIGTERM"), 0.0, hangs=(ShuttingDown, 0.0))
+        self.assertEqual(len(logged.output), 2)
+        self.assertEqual(left, mock.call.close(mock.ANY))
+
+
 class Ends(unittest.TestCase):
     def test_without_a_thread_for_the_timer_a_server_goes_on_until_it_is_told_to_end(self):
         interrupts, tries = queue.SimpleQueue(), []
@@ -335,6 +441,50 @@ class Timers(unittest.TestCase):
             mark.counts = False
         timer._look()
         self.assertTrue(expired.is_set())
+
+    def test_one_that_is_closed_as_it_fires_neither_expires_nor_looks_again(self):
+        for timeout, goes_on in ((0.0, False), (1000.0, True)):
+            activity = Activity()
+            timer, expired = self.make(timeout, activity)
+            with self.subTest(goes_on=goes_on), contextlib.ExitStack() as stack:
+                if goes_on:
+                    stack.enter_context(activity.ongoing())
+                timer.close()
+                timer._look()
+                self.assertFalse(expired.is_set())
+                self.assertIsNone(timer._timer)
+
+    def test_closing_it_ends_its_thread_also_the_one_that_waits_without_others(self):
+        for looks in (False, True):
+            timer, _ = self.make(1000.0, Activity())
+            before, looked = set(threading.enumerate()), threading.Event()
+
+            def refuse(_, looked=looked):
+                looked.set()
+                raise RuntimeError("can't start new thread")
+
+            with self.subTest(looks=looks):
+                if looks:
+                    with mock.patch.object(threading.Timer, "start", refuse):
+                        threading.Thread(target=timer._look, daemon=True).start()
+                        self.assertTrue(looked.wait(20))
+                else:
+                    timer.start()
+                (thread,) = set(threading.enumerate()) - before
+                timer.close()
+                thread.join(20)
+                self.assertFalse(thread.is_alive())
+
+    def test_it_may_be_closed_by_what_it_calls(self):
+        closed = threading.Event()
+        timer = IdleTimer(0.01, Activity(), lambda: (timer.close(), closed.set()))
+        timer.start()
+        self.assertTrue(closed.wait(20))
+
+    def test_a_timeout_longer_than_any_thread_can_wait_is_none_for_long_enough(self):
+        timer, _ = self.make(1e30, Activity())
+        timer.start()
+        self.assertLessEqual(timer._timer.interval, threading.TIMEOUT_MAX)
 
     def test_it_does_not_expire_once_it_is_closed(self):
         before = threading.active_count()

@@ -100,6 +100,47 @@ class Sharing(unittest.TestCase):
         self.assertTrue(new)
         self.assertFalse(new_again)
         self.assertIs(again, job)
+        self.assertEqual(len(job.envelopes), 1)
+
+    def test_the_order_of_what_an_envelope_holds_does_not_matter(self):
+        table = JobTable()
+        job, _ = table.join_or_add(request(dunder={"__a__": 1, "__b__": {"c": 1, "d": 2}}))
+        turned = request(dunder={"__b__": {"d": 2, "c": 1}, "__a__": 1}, strict_dunder=True)
+        self.assertIs(table.join_or_add(turned)[0], job)
+
+    def test_who_insists_on_an_envelope_has_a_job_of_its_own_where_there_is_none(self):
+        self.assertTrue(JobTable().join_or_add(request(strict_dunder=True))[1])
+
+    def test_whether_a_result_is_stored_belongs_to_the_envelope_that_is_insisted_on(self):
+        for running in (False, True):
+            with self.subTest(scratch=running):
+                table = JobTable()
+                table.join_or_add(request(scratch=running))
+                with self.assertRaises(EnvelopeConflict):
+                    table.join_or_add(request(scratch=not running, strict_dunder=True))
+
+    def test_a_hosted_job_that_has_not_begun_is_joined_by_nobody(self):
+        table = JobTable()
+        hosted = table.add_hosted(request(), 1)
+        for nested in (False, True):
+            with self.subTest(nested=nested):
+                job, new = table.join_or_add(request(), nested=nested)
+                self.assertIsNot(job, hosted)
+                self.assertTrue(new)
+                table.apply(job, Event.CANCEL, OUTCOME)
+
+    def test_which_jobs_can_do_with_what_a_hosted_one_has_brought(self):
+        table = JobTable()
+        hosted = table.add_hosted(request(), 1)
+        queued, _ = table.join_or_add(request())
+        other, _ = table.join_or_add(request(scratch=True), nested=True)
+        again = table.add_hosted(request(), 2)
+        jobs = {"queued": queued, "of another envelope": other, "hosted too": again}
+        self.assertEqual(
+            [name for name, job in jobs.items() if job.may_take_from(hosted)], ["queued"]
+        )
+        table.apply(queued, Event.START)
+        self.assertFalse(queued.may_take_from(hosted), "it runs")
 
     def test_a_run_that_is_not_stored_does_not_serve_one_that_is(self):
         table = JobTable()
@@ -172,7 +213,29 @@ class Sharing(unittest.TestCase):
         self.assertIs(table.state_of(job.checksum), State.QUEUED)
 
 
+class Inputs(unittest.TestCase):
+    def test_they_are_its_pins_and_nothing_else_that_a_transformation_says(self):
+        said = {
+            "__language__": "c",
+            "__output__": ["result", "bytes", None],
+            "__schema__": 3,
+            "code": ["text", None, "12" * 32],
+            "a": ["plain", None, "34" * 32],
+        }
+        job, _ = JobTable().join_or_add(RunRequest("ab" * 32, said))
+        self.assertEqual(job.inputs, {"12" * 32, "34" * 32})
+
+
 class History(unittest.TestCase):
+    def test_one_that_has_ended_again_is_remembered_from_then_on(self):
+        table = JobTable()
+        for number in (0, *range(1, HISTORY), 0, HISTORY):
+            job, _ = table.join_or_add(request(f"{number:064x}"))
+            table.apply(job, Event.CANCEL, OUTCOME)
+        self.assertIs(table.state_of(f"{0:064x}"), State.CANCELED)
+        self.assertIsNone(table.state_of(f"{1:064x}"))
+        self.assertEqual(table._active, {})
+
     def test_only_so_many_endings_are_remembered(self):
         table = JobTable()
         for number in range(HISTORY + 5):

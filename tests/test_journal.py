@@ -1,10 +1,12 @@
 """What is remembered of jobs, and the files that they print into: names, bounds, counts."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import threading
 import unittest
 import zlib
 from pathlib import Path
@@ -97,6 +99,49 @@ class Kept(unittest.TestCase):
         kept = sum(len(ended.detail) for _, ended in self.journal._history.values())
         self.assertEqual(self.journal._detail_bytes, kept)
 
+    def test_of_several_runs_that_are_under_way_the_newest_is_told(self):
+        self.receive(1)
+        newest = self.table.add_hosted(RunRequest(f"{1:064x}", {}), 2)
+        self.journal.received(newest)
+        self.assertIs(self.journal.of(newest.checksum).job, newest)
+
+    def test_how_many_have_waited_for_a_job_at_most_is_told(self):
+        job = self.receive(1)
+        job.waiters = 3
+        self.journal.joined(job)
+        job.waiters = 1
+        self.table.apply(job, Event.START)
+        self.journal.started(job, 1, None)
+        self.finish(job)
+        self.assertEqual(json.loads(self.journal.since(0, 1)[0])["waiters"], 3)
+        self.assertEqual(self.journal.totals["joined"], 1)
+
+    def test_the_list_goes_on_where_it_was_left(self):
+        for number in range(5):
+            self.run_one(number)
+        seen, more, before = [], True, None
+        while more:
+            lines, more = self.journal.before(before, 2, ())
+            seen += [json.loads(line)["seq"] for line in lines]
+            before = seen[-1]
+        self.assertEqual(seen, [5, 4, 3, 2, 1])
+
+    def test_of_a_long_message_the_end_is_kept(self):
+        with mock.patch.object(journal, "_MESSAGE", 10):
+            job = self.receive(1)
+            self.finish(job, Ending.CANCELED, Event.CANCEL, message="the beginning and the end")
+        detail = json.loads(zlib.decompress(self.journal.of(job.checksum).detail))
+        self.assertEqual(detail["message"], "nd the end")
+
+    def test_a_clock_that_is_set_back_makes_no_time_negative(self):
+        job = self.receive(1)
+        self.time -= 100
+        self.table.apply(job, Event.START)
+        self.journal.started(job, 1, None)
+        self.time -= 100
+        self.finish(job)
+        self.assertEqual((self.journal.queue_times.sum, self.journal.run_times.sum), (0.0, 0.0))
+
     def test_a_transformation_that_ran_twice_is_known_until_its_last_run_is_forgotten(self):
         with mock.patch.object(journal, "HISTORY", 3):
             for number in (7, 1, 7, 2, 3):
@@ -173,6 +218,7 @@ class Kept(unittest.TestCase):
             ),
             (Ending.FAILED, Event.FAIL, "", None),
             (Ending.FAILED, Event.FAIL, "x" * 1000, "x" * 300),
+            (Ending.CANCELED, Event.CANCEL, CANCELED.message, None),
         ):
             with self.subTest(message[:20]):
                 job = self.receive(1)
@@ -194,6 +240,15 @@ class Kept(unittest.TestCase):
         self.assertEqual(self.journal.known_name(second), "")
         self.journal.named(first, "power")
         self.assertEqual(self.journal.known_name(second), "power")
+        self.journal.named(first, "")  # of another attempt, which has not come as far
+        self.assertEqual(self.journal.known_name(second), "power")
+
+    def test_the_names_that_were_used_last_are_kept(self):
+        with mock.patch.object(journal, "_NAMES", 2):
+            for number, code in enumerate("cdce"):
+                self.journal.named(self.receive(number, code=code), f"name of {code}")
+        known = [self.journal.known_name(self.receive(9 + n, code=c)) for n, c in enumerate("cde")]
+        self.assertEqual(known, ["name of c", "", "name of e"])
 
     def test_a_language_is_told_in_few_characters_whatever_it_is_said_to_be(self):
         for language, told in (("x" * 1000, "x" * 79 + "…"), (None, "python"), (3, "3")):
@@ -209,6 +264,29 @@ class Kept(unittest.TestCase):
         course = self.journal.course()
         self.assertEqual(course["ended"][-2:], [0, 1])
         self.assertEqual(course["start"] + 179 * journal.STEP, int(self.time) // 10 * 10)
+
+    def test_a_clock_that_is_corrected_by_a_second_costs_no_course(self):
+        self.finish(self.receive(1), Ending.CANCELED, Event.CANCEL)
+        self.time -= 1
+        self.finish(self.receive(2), Ending.CANCELED, Event.CANCEL)
+        self.assertEqual(self.journal.course()["ended"][-2:], [0, 2])
+
+    def test_a_clock_that_is_set_far_ahead_costs_no_time(self):
+        self.receive(1)
+        self.time += 10_000 * journal.STEP
+        with mock.patch.object(journal, "_Step", wraps=journal._Step) as made:
+            self.journal.named(self.receive(2), "power")
+        self.assertLess(made.call_count, 200)
+
+    def test_the_course_tells_how_many_have_failed_and_how_many_have_waited_at_most(self):
+        waited = [self.receive(number) for number in range(3)]
+        for job, (ending, event) in zip(
+            waited[:2], ((Ending.LOST, Event.LOSE), (Ending.CANCELED, Event.CANCEL)), strict=True
+        ):
+            self.finish(job, ending, event)
+        course = self.journal.course()
+        last = {name: course[name][-1] for name in ("ended", "failed", "waiting")}
+        self.assertEqual(last, {"ended": 2, "failed": 1, "waiting": 3})
 
     def test_the_course_has_the_quiet_steps_too_and_a_queue_stays_as_long_as_it_is(self):
         waiting = self.receive(1)
@@ -233,6 +311,11 @@ class Kept(unittest.TestCase):
         (entry,) = self.journal.waiting
         self.assertEqual((entry.job, entry.output), (job, None))
         self.assertEqual(self.journal.course()["waiting"][-1], 1)
+        self.assertEqual(self.journal.jobs_of_slot[1], 0)
+        self.table.apply(job, Event.START)
+        self.journal.started(job, 2, "output")
+        self.assertEqual((self.journal.jobs_of_slot[1], self.journal.jobs_of_slot[2]), (0, 1))
+        self.assertEqual(sum(self.journal.queue_times.counts), 1, "its first wait, and no other")
 
     def test_a_hosted_job_tells_which_job_it_is_inside_of(self):
         outer = self.receive(1)
@@ -285,6 +368,88 @@ class Output(unittest.TestCase):
         self.output.close()
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def test_a_file_system_that_cannot_lock_is_good_enough(self):
+        with mock.patch.object(joboutput.fcntl, "flock", side_effect=OSError(95, "not supported")):
+            JobOutput().close()
+
+    def test_looking_after_what_a_job_prints_costs_no_descriptor(self):
+        path = self.write(b"x" * 100_000)
+        before = len(os.listdir("/proc/self/fd"))
+        self.output.limit(path)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_what_cannot_be_opened_for_want_of_anything_is_not_said_to_be_nothing(self):
+        path = self.write(b"x")
+        want = OSError(24, "Too many open files")
+        for look in (self.output.open, self.output.end_of, self.output.extent):
+            with (
+                self.subTest(look.__name__),
+                mock.patch.object(joboutput.os, "open", side_effect=want),
+                self.assertRaisesRegex(OSError, "Too many open files"),
+            ):
+                look(path)
+
+    def test_after_the_end_nothing_is_there(self):
+        path = self.write(b"x")
+        self.output.close()
+        self.assertEqual(self.output.piece(path, None, 10), (b"", 0, 0))
+
+    def test_what_is_printed_while_it_is_read_is_left_for_the_next_time(self):
+        path = self.write(b"0123456789")
+        fstat = os.fstat
+
+        def print_more(descriptor):
+            facts = fstat(descriptor)
+            with open(path, "ab") as job:
+                job.write(b"more")
+            return facts
+
+        with mock.patch.object(joboutput.os, "fstat", print_more):
+            self.assertEqual(self.output.piece(path, 8, 100), (b"89", 8, 10))
+            self.assertEqual(self.output.read(path, 3), (b"ore", 11))
+
+    def test_who_reads_as_it_is_cut_down_finds_bytes_and_their_number_that_go_together(self):
+        path = self.write(bytes(range(250)) * 80)
+        replace, found = os.replace, []
+        reading = threading.Thread(
+            target=lambda: found.append(self.output.piece(path, None, 4)), daemon=True
+        )
+
+        def replace_and_let_others_read(*names):
+            replace(*names)
+            reading.start()
+            reading.join(0.2)  # it cannot end before the rest is noted
+
+        with mock.patch.object(joboutput.os, "replace", replace_and_let_others_read):
+            self.output.keep(path)
+        reading.join(20)
+        self.assertEqual(found, [(b"\xf6\xf7\xf8\xf9", 19_996, 20_000)])
+
+    def test_a_pipe_in_the_place_of_what_a_job_printed_is_not_waited_for(self):
+        path = self.output.new_path()
+        os.mkfifo(path)
+        over = threading.Event()
+
+        def look():
+            for one in (self.output.limit, self.output.end_of, self.output.extent):
+                with contextlib.suppress(OSError):
+                    one(path)
+            self.output.keep(path)
+            over.set()
+
+        threading.Thread(target=look, daemon=True).start()
+        self.assertTrue(over.wait(20))
+        self.assertEqual(self.files(), [])
+
+    def test_a_link_beside_what_a_job_printed_is_not_written_through(self):
+        path = self.write(b"x" * 10_000)
+        secret = Path(self.output.directory) / "99"
+        secret.write_bytes(b"s")
+        os.symlink(secret, f"{path}.end")
+        with self.assertLogs("seamless_jobserver.server.joboutput", "WARNING"):
+            self.output.keep(path)
+        self.assertEqual(secret.read_bytes(), b"s")
+
     def test_an_empty_file_is_not_kept_and_one_that_is_not_there_is_no_fault(self):
         self.assertEqual(self.output.keep(self.write(b"")), 0)
         self.assertEqual(self.output.keep(self.output.new_path()), 0)
@@ -309,11 +474,15 @@ class Output(unittest.TestCase):
             self.assertEqual(self.output.keep(path), 10_000)
         self.assertEqual(self.files(), [])
         self.assertEqual(self.output.extent(path), (10_000, 10_000))
+        self.assertEqual((self.output._kept, self.output._size), ({}, 0))
 
     def test_later_files_push_out_the_oldest(self):
         for _ in range(4):
             self.output.keep(self.write(b"x" * 8000))
         self.assertEqual(self.files(), [3, 4])
+        # Of a long one no more counts than what is kept of it.
+        self.output.keep(self.write(b"x" * 100_000))
+        self.assertEqual(self.files(), [4, 5])
         self.assertEqual(self.output.read(f"{self.output.directory}/1", 10), (b"", 0))
         self.assertIsNone(self.output.open(f"{self.output.directory}/1"))
 
@@ -325,6 +494,7 @@ class Output(unittest.TestCase):
             self.output.keep(self.write(b"x" * 8000))
         self.assertEqual(self.output.extent(path), (10_000, 10_000))
         self.assertEqual(self.output.piece(path, 0, 100), (b"", 10_000, 10_000))
+        self.assertEqual(self.output._cut, {})
 
     def test_no_more_than_so_many_files_are_kept_and_so_many_sizes_remembered(self):
         with mock.patch.multiple(joboutput, MOST=3, _REMEMBERED=2):

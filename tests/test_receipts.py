@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import threading
 import unittest
 from unittest import mock
 
+from seamless_jobserver import receipts
 from seamless_jobserver.messages import Ending, Outcome, Traffic
 from seamless_jobserver.receipts import Receipts, ReceiptsSender
 from seamless_jobserver.server import workers
@@ -47,6 +49,42 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
         sending.start()
         self.assertEqual(await asyncio.wait_for(self.receipts.of(1), 20), TOO_LONG)
         sending.join(20)
+
+    async def test_one_that_is_written_in_parts_comes_whole(self):
+        write = os.write  # a handler of a signal, which a job may have, can cut it short
+        with mock.patch.object(receipts.os, "write", lambda pipe, line: write(pipe, line[:10])):
+            self.sender.send(1, STORED)
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(1), 20), STORED)
+
+    async def test_one_that_comes_twice_counts_once_and_costs_no_other(self):
+        for number, outcome in ((1, STORED), (1, TOO_LONG), (2, STORED)):
+            line = json.dumps([number, outcome.to_json()]).encode()
+            self.receipts._accept(line)
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(1), 20), STORED)
+        self.assertEqual(await asyncio.wait_for(self.receipts.of(2), 20), STORED)
+        await asyncio.sleep(0)
+        self.assertEqual(self.receipts._owed, {}, "what has been asked for is not kept")
+
+    async def test_a_pipe_whose_worker_has_ended_does_not_keep_the_loop_busy(self):
+        ended, reads, read = asyncio.Event(), [], os.read
+
+        def count(pipe, size):
+            reads.append(read(pipe, size))
+            if not reads[-1]:
+                ended.set()
+            return reads[-1]
+
+        with mock.patch.object(receipts.os, "read", count):
+            os.close(self.sender._pipe)
+            await asyncio.wait_for(ended.wait(), 20)
+            for _ in range(10):
+                await asyncio.sleep(0)
+        self.assertEqual(reads, [b""])
+
+    async def test_of_a_pipe_that_is_closed_the_loop_knows_nothing_any_more(self):
+        pipe = self.receipts._pipe
+        self.receipts.close("it ended")
+        self.assertFalse(asyncio.get_running_loop().remove_reader(pipe))
 
     async def test_what_is_none_is_passed_over(self):
         pipe = os.open(os.path.join(self.directory, "receipts"), os.O_WRONLY)

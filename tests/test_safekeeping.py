@@ -85,6 +85,10 @@ class Kept(unittest.TestCase):
         for variables, place in (
             ({"HOME": "/home/me"}, "/home/me/.local/state/seamless-jobserver/spool"),
             ({"HOME": "/home/me", "XDG_STATE_HOME": "/state"}, "/state/seamless-jobserver/spool"),
+            (
+                {"HOME": "/home/me", "XDG_STATE_HOME": "state"},
+                "/home/me/.local/state/seamless-jobserver/spool",
+            ),
             ({"SEAMLESS_JOBSERVER_SPOOL": "/spool"}, "/spool"),
         ):
             with mock.patch.dict(os.environ, variables, clear=True):
@@ -200,6 +204,11 @@ class Kept(unittest.TestCase):
                 manifest_of(lambda one: one.update(buffers=["/etc/passwd"])),
                 False,
             ),
+            "a buffer is more than a checksum": (
+                manifest_of(lambda one: one.update(buffers=["a" * 64 + "/../../passwd"])),
+                False,
+            ),
+            "a buffer is no text": (manifest_of(lambda one: one.update(buffers=[1])), False),
             "buffers are no list": (manifest_of(lambda one: one.update(buffers="a" * 64)), False),
         }
         if os.geteuid() == 0:
@@ -225,6 +234,37 @@ class Kept(unittest.TestCase):
         (kept.path / OUTCOME.result_checksum).unlink()
         (kept.path / OUTCOME.result_checksum).symlink_to("/etc/passwd")
         self.assertIsNone(self.safekeeping.deliver(kept, self.staging))
+
+    def test_what_cannot_be_written_whole_leaves_nothing_behind(self):
+        full = OSError(28, "No space left on device")
+        with mock.patch.object(spool.os, "fsync", side_effect=[None, full]):
+            told = self.safekeeping.keep(REQUEST, OUTCOME, [RESULT], whole=True)
+        self.assertIn("No space left", told)
+        self.assertEqual(os.listdir(self.directory / "spool"), [])
+
+    def test_one_that_was_removed_by_half_is_none(self):
+        kept = self.keep()
+        with mock.patch.object(spool.shutil, "rmtree"):
+            spool.remove(kept.path)
+        self.assertTrue(kept.path.exists())
+        self.assertIsNone(self.safekeeping.find(REQUEST))
+        self.assertEqual(list(spool.entries(kept.path.parent)), [])
+
+    def test_the_oldest_is_the_first_to_be_uploaded(self):
+        place = self.directory / "spool"
+        names = list("abcdefgh")
+        for order in (names, names[::-1]):
+            for number, name in enumerate(order):
+                spool.keep(place / name, {}, {})
+                os.utime(place / name, (number, number))
+            self.assertEqual([path.name for path in spool.entries(place)], order)
+
+    def test_the_order_of_what_an_envelope_holds_does_not_matter(self):
+        one, turned = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+        paths = [spool.entry_path(self.directory, "ab" * 32, each) for each in (one, turned)]
+        self.assertEqual(paths[0], paths[1])
+        other = spool.entry_path(self.directory, "ab" * 32, {"a": 1})
+        self.assertNotEqual(paths[0], other)
 
     def test_nothing_is_kept_where_others_may_write(self):
         (self.directory / "spool").mkdir()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import tempfile
 import unittest
 from pathlib import Path
@@ -74,6 +75,10 @@ class FakeSlot:
     async def settle(self):
         await self.settlement.wait()
 
+    async def check_store(self):
+        await self.settlement.wait()
+        return "checked"
+
     async def record(self, request, result):
         self.recorded.append((request.checksum, result))
         return self.problem
@@ -127,6 +132,15 @@ class ServiceCase(unittest.IsolatedAsyncioTestCase):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    def path_of(self, one):
+        """Return where what a job prints that runs goes to."""
+        (entry,) = [
+            entry
+            for entry in self.service.journal.under_way.values()
+            if entry.job.checksum == one.checksum and entry.output is not None
+        ]
+        return Path(entry.output)
+
     async def until_state(self, one, state):
         async def reached():
             while await self.service.status(one.checksum) is not state:  # noqa: ASYNC110 - it tells nobody
@@ -154,6 +168,64 @@ class Callers(ServiceCase):
         self.assertIs(await first, RESULT)
         await self.settle()
         self.assertEqual([run.checksum for run in self.slots.slots[0].runs], ["1" * 64])
+
+    async def test_one_that_runs_when_that_time_is_over_goes_on(self):
+        first = await self.call(request("1"))
+        await self.leave(await self.call(request("2")))
+        self.slots.slots[0].end.set_result(RESULT)
+        await first
+        await self.settle()
+        self.assertIs(await self.service.status(request("2").checksum), State.RUNNING)
+
+        async def over():
+            while self.service._abandoned:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.005)
+
+        await asyncio.wait_for(over(), 10)
+        self.assertIs(await self.service.status(request("2").checksum), State.RUNNING)
+        self.slots.slots[0].end.set_result(RESULT)
+        await self.until_state(request("2"), State.DONE)
+
+    async def test_which_jobs_end_with_their_last_caller(self):
+        for reclaim, nested, state in (
+            (False, False, State.RUNNING),
+            (False, True, State.RUNNING),
+            (True, False, State.RUNNING),
+            (True, True, State.CANCELED),
+        ):
+            with self.subTest(reclaim=reclaim, nested=nested):
+                await self.make(reclaim_canceled=reclaim)
+                run = self.service._run(request("1"), nested=nested)
+                caller = asyncio.ensure_future(run)
+                await self.settle()
+                await self.leave(caller)
+                self.assertIs(await self.service.status(request("1").checksum), state)
+                self.assertEqual(self.slots.slots[0].doomed is not None, state is State.CANCELED)
+
+    async def test_one_that_goes_as_its_job_ends_or_goes_back_does_not_cost_the_others(self):
+        # What befalls the job, after which it is run again if need be.
+        for fate in (RESULT, WorkerLost("It was killed.\n")):
+            for nested in (False, True):
+                with (
+                    self.subTest(fate, nested=nested),
+                    self.assertNoLogs("seamless_jobserver.server.service", "ERROR"),
+                ):
+                    await self.make()
+                    (slot,) = self.slots.slots
+                    goes, stays = (
+                        asyncio.ensure_future(self.service._run(request("1"), nested=one))
+                        for one in (nested, False)
+                    )
+                    await self.settle()
+                    if fate is RESULT:
+                        slot.end.set_result(fate)
+                    else:
+                        slot.end.set_exception(fate)
+                    goes.cancel()
+                    await self.settle()
+                    if fate is not RESULT:
+                        slot.end.set_result(RESULT)
+                    self.assertIs((await asyncio.wait_for(stays, 20)).ending, Ending.RESULT)
 
     async def test_a_new_caller_keeps_a_queued_job_alive(self):
         await self.make(abandoned_after=3600.0)
@@ -197,6 +269,7 @@ class Callers(ServiceCase):
         await self.settle()
         self.assertEqual(self.slots.slots[0].recorded, [("2" * 64, "cd" * 32)])
         self.assertFalse(self.slots.slots[0].busy)
+        self.assertEqual(self.service._errands._tasks, set())
 
     async def test_a_database_that_is_away_leaves_the_slots_to_the_jobs(self):
         (slot,) = self.slots.slots
@@ -266,7 +339,10 @@ class Callers(ServiceCase):
 
         for slot in self.slots.slots:
             slot.record = record
-        with mock.patch.object(errands.asyncio, "sleep", pause):
+        with (
+            mock.patch.object(errands.asyncio, "sleep", pause),
+            mock.patch.object(errands, "_FIRST_PAUSE", 0.001),
+        ):
             for digit in "34":
                 await self.service.note_unheard(request(digit), RESULT)
             await asyncio.wait_for(paused(1), 20)
@@ -274,8 +350,73 @@ class Callers(ServiceCase):
             most = 0
             await asyncio.wait_for(paused(4), 20)
             self.assertEqual(most, 1)
-            self.assertGreaterEqual(min(pauses), 9 * 0.05)
+            self.assertGreater(min(pauses), 9 * 0.049)
             await self.service.close(0.0)
+
+    async def test_it_is_asked_after_growing_pauses_which_begin_anew_when_it_has_answered(self):
+        await self.make(slots=2)
+        first, second = self.slots.slots
+        sleep, pauses, told = asyncio.sleep, [], asyncio.Event()
+        problems = [*(10 * ["it does not answer"]), None, None, "it does not answer", None]
+
+        async def record(*_):
+            await sleep(0)
+            problem = problems.pop(0)
+            if not problems:
+                told.set()
+            return problem
+
+        async def pause(seconds):
+            if seconds:
+                pauses.append(seconds)
+            await sleep(0)
+
+        first.record = second.record = record
+        with (
+            mock.patch.object(errands.asyncio, "sleep", pause),
+            mock.patch.object(errands, "_FOR_JOBS", 0),
+            self.assertLogs("seamless_jobserver.server.errands", "WARNING"),
+        ):
+            for digit in "34":  # both at the same time, for as long as nothing is known of it
+                await self.service.note_unheard(request(digit), RESULT)
+            while len(problems) > 2:
+                await sleep(0)
+            await self.service.note_unheard(request("5"), RESULT)
+            await asyncio.wait_for(told.wait(), 20)
+        self.assertEqual(pauses, [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0, 1.0])
+
+    async def test_what_is_being_told_is_activity_and_at_the_end_the_log_names_it_too(self):
+        (slot,) = self.slots.slots
+
+        async def hang(*_):
+            await asyncio.Event().wait()
+
+        slot.record = hang
+        await self.service.note_unheard(request("2"), RESULT)
+        await self.settle()
+        self.assertEqual(self.service._activity.idle_seconds(), 0.0)
+        with self.assertLogs("seamless_jobserver.server.errands", "WARNING") as logged:
+            await self.service.close(0.0)
+        self.assertEqual([one.job for one in logged.records], [request("2").checksum])
+        await self.settle()
+        self.assertEqual(self.service._errands._tasks, set())
+
+    async def test_without_a_worker_that_could_tell_it_the_end_does_not_wait(self):
+        (slot,) = self.slots.slots
+        slot.down = True
+        await self.service.note_unheard(request("2"), RESULT)
+        with self.assertLogs("seamless_jobserver.server.errands", "WARNING") as logged:
+            await asyncio.wait_for(self.service.close(3600.0), 20)
+        self.assertEqual([one.job for one in logged.records], [request("2").checksum])
+
+    async def test_the_end_does_not_wait_for_a_slot_that_owes_a_result(self):
+        (slot,) = self.slots.slots
+        job = await self.call(request("1"))
+        slot.end.set_exception(NotBegun(Traffic()))
+        await self.settle()
+        await self.service.refuse(ShuttingDown())
+        await asyncio.wait_for(self.service.close(3600.0), 20)
+        self.assertIs((await job).ending, Ending.LOST)
 
     async def test_a_job_that_goes_back_to_the_queue_unheard_is_dropped_after_a_while(self):
         await self.make(slots=2)
@@ -298,8 +439,9 @@ class Unconfirmed(ServiceCase):
         self.assertEqual([one.checksum[0] for one in slot.runs], ["1", "2"])
         self.assertFalse(first.done())
         self.assertIs(await self.service.status(request("1").checksum), State.RUNNING)
-        receipt.set_result(RESULT)
+        receipt.set_result(dataclasses.replace(RESULT, traffic=Traffic(stored=7)))
         self.assertEqual((await first).result_checksum, RESULT.result_checksum)
+        self.assertEqual(self.service.journal.traffic.stored, 7)
         slot.end.set_result(RESULT)
         await second
 
@@ -377,6 +519,7 @@ class Unconfirmed(ServiceCase):
             follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
             await self.settle()
             await self.leave(follower)
+            await self.leave(await self.call(request("1")))
         self.assertEqual([len(ends) for ends in self.service._ledger._ends.values()], [1])
         follower = asyncio.ensure_future(self.service.wait_for_end(request("1").checksum))
         await self.settle()
@@ -392,9 +535,10 @@ class Unconfirmed(ServiceCase):
         receipt = slot.owe()
         await self.settle()
         self.assertTrue(slot.busy)
-        receipt.set_result(RESULT)
+        receipt.set_result(dataclasses.replace(RESULT, traffic=Traffic(stored=7)))
         await self.until_state(request("1"), State.DONE)
         self.assertEqual(slot.recorded, [(request("1").checksum, RESULT.result_checksum)])
+        self.assertEqual(self.service.journal.traffic.stored, 7)
 
     async def test_waiting_for_it_does_not_count_as_the_jobs_time(self):
         await self.make(job_timeout=100.0)
@@ -404,17 +548,17 @@ class Unconfirmed(ServiceCase):
 
         def limit_time(delay, *rest):
             timer = call_later(delay, *rest)
-            if delay == 100.0:
+            if delay in (100.0, attempt._LOOK_AFTER):
                 timers.append(timer)
             return timer
 
         with mock.patch.object(loop, "call_later", limit_time):
             (slot,) = self.slots.slots
             await self.leave(await self.call(request("1")))
-        self.assertEqual([timer.cancelled() for timer in timers], [False])
+        self.assertEqual([timer.cancelled() for timer in timers], 2 * [False])
         receipt = slot.owe()
         await self.settle()
-        self.assertEqual([timer.cancelled() for timer in timers], [True])
+        self.assertEqual([timer.cancelled() for timer in timers], 2 * [True])
         receipt.set_result(RESULT)
         await self.until_state(request("1"), State.DONE)
 
@@ -447,6 +591,29 @@ class Unconfirmed(ServiceCase):
                 self.assertEqual(list(looks), [])
                 self.assertEqual(slept, [5.0, *((len(seen) - 1) * [attempt._LOOK_AFTER])])
 
+    async def test_a_job_that_runs_is_looked_after_and_mentioned_once_if_it_waits(self):
+        looks, enough = [], asyncio.Event()
+
+        def limit(path):
+            looks.append(path)
+            if len(looks) == 3:
+                enough.set()
+
+        (slot,) = self.slots.slots
+        slot.phase = Phase.WAITING_FOR_INPUT
+        with (
+            mock.patch.object(attempt, "_LOOK_AFTER", 0.001),
+            mock.patch.object(self.output, "limit", limit),
+            self.assertLogs(attempt.__name__, "INFO") as logged,
+        ):
+            job = await self.call(request("1"))
+            path = str(self.path_of(request("1")))
+            await asyncio.wait_for(enough.wait(), 20)
+            slot.end.set_result(RESULT)
+            await job
+        self.assertEqual(set(looks), {path})
+        self.assertEqual([one.getMessage() for one in logged.records], ["waiting for input"])
+
     async def test_a_job_that_is_handed_back_is_run_elsewhere_or_when_the_slot_is_settled(self):
         await self.make(slots=2)
         first, second = self.slots.slots
@@ -455,6 +622,7 @@ class Unconfirmed(ServiceCase):
         first.end.set_exception(NotBegun(Traffic()))
         await self.settle()
         self.assertIs(await self.service.status(request("1").checksum), State.QUEUED)
+        self.assertEqual(len(self.service.journal.waiting), 1)
         self.assertTrue(first.busy)
         first.settlement.set()
         await self.settle()
@@ -488,6 +656,40 @@ class Failures(ServiceCase):
                 runs = len(self.slots.slots[0].runs) - before
                 self.assertEqual(runs, 1 if ending in remembered else 2)
 
+    async def test_how_an_ending_is_told_as_a_state(self):
+        # All but these are failures.
+        states = {
+            Ending.RESULT: State.DONE,
+            Ending.REMOTE_JOB_WRITTEN: State.DONE,
+            Ending.CRASHED: State.CRASHED,
+            Ending.CANCELED: State.CANCELED,
+            Ending.LOST: State.LOST,
+            Ending.NOT_BEGUN: State.LOST,
+        }
+        for number, ending in enumerate(Ending):
+            with self.subTest(ending):
+                one = request(f"{number:x}")
+                task = await self.call(one)
+                self.slots.slots[0].end.set_result(Outcome(ending, message="why"))
+                await task
+                await self.settle()
+                state = states.get(ending, State.FAILED)
+                self.assertIs(await self.service.status(one.checksum), state)
+
+    async def test_what_a_job_printed_is_told_with_a_failure_each_time_and_not_with_a_result(self):
+        for number, ending in enumerate((Ending.FAILED, Ending.RESULT)):
+            with self.subTest(ending):
+                one = request(f"{number}")
+                task = await self.call(one)
+                self.path_of(one).write_text("what it printed")
+                outcome = Outcome(ending, result_checksum="cd" * 32, message="why")
+                self.slots.slots[0].end.set_result(outcome)
+                told = await task
+                await self.settle()
+                self.assertEqual("what it printed" in told.message, ending is Ending.FAILED)
+                if ending is Ending.FAILED:
+                    self.assertEqual((await self.service.run(one)).message, told.message)
+
     async def test_who_has_joined_a_job_gets_its_failure_again_too(self):
         first = await self.call(request("1", dunder={"__meta__": {"a": 1}}))
         joined = request("1", dunder={"__meta__": {"a": 2}}, scratch=True)
@@ -514,6 +716,26 @@ class Failures(ServiceCase):
             await task
             await self.settle()
         self.assertEqual(self.slots.slots[0].patience, [60.0, 5.0])
+
+    async def test_nor_longer_than_others_and_again_as_long_after_a_while(self):
+        for policy, patience in (
+            ({"input_timeout": 2.0}, [2.0, 2.0]),
+            ({"failure_memory": 0.01}, [60.0, 60.0]),
+        ):
+            with self.subTest(policy):
+                await self.make(**policy)
+                for _ in range(2):
+                    task = await self.call(request("1"))
+                    self.slots.slots[0].end.set_result(Outcome(Ending.INPUT_UNDELIVERED))
+                    await task
+                    await self.settle()
+                    if "failure_memory" in policy:
+                        await asyncio.wait_for(self.forgotten(), 20)
+                self.assertEqual(self.slots.slots[0].patience, patience)
+
+    async def forgotten(self):
+        while self.service._failures._undelivered:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.005)
 
     async def test_losses_before_the_jobs_code_began_are_retried_as_the_table_says(self):
         # What befalls the runs of a job, and how it ends.
@@ -601,8 +823,63 @@ class Refusals(ServiceCase):
         with self.assertRaises(ShuttingDown):
             await self.service.run(request("3"))
 
+    async def test_without_a_grace_what_runs_ends_at_once_and_its_callers_see_what_it_printed(self):
+        running = await self.call(request("1"))
+        self.path_of(request("1")).write_text("so far")
+        await self.service.refuse(ShuttingDown())
+        await asyncio.wait_for(self.service.close(0.0), 20)
+        outcome = await running
+        self.assertIs(outcome.ending, Ending.LOST)
+        self.assertIn("shut down", outcome.message)
+        self.assertIn("so far", outcome.message)
+        await self.settle()
+        self.assertEqual(self.service._work, {})
+
+    async def test_what_a_job_asks_for_at_the_end_is_run_by_its_own_worker(self):
+        await self.make(slots=2)
+        await self.call(request("1"))
+        await self.service.refuse(ShuttingDown())
+        asked = self.service.run_nested(request("2"), 1)
+        self.assertIsInstance(await asyncio.wait_for(asked, 20), int)
+
+
+class Checks(ServiceCase):
+    async def test_a_slot_that_is_checked_is_kept_from_jobs_and_has_the_next_one_then(self):
+        (slot,) = self.slots.slots
+        check = asyncio.ensure_future(self.service.check_store())
+        await self.settle()
+        job = await self.call(request("1"))
+        self.assertEqual(slot.runs, [])
+        self.assertIsNone(await self.service.check_store())
+        slot.settlement.set()
+        self.assertEqual(await asyncio.wait_for(check, 20), "checked")
+        await self.settle()
+        self.assertEqual(len(slot.runs), 1)
+        slot.end.set_result(RESULT)
+        await asyncio.wait_for(job, 20)
+
 
 class Cancellation(ServiceCase):
+    async def test_all_runs_of_a_transformation_end_at_once(self):
+        runs = [await self.call(request("1", scratch=scratch)) for scratch in (True, False)]
+        self.assertEqual(len(list(self.service._ledger.table.active("1" * 64))), 2)
+        await self.service.cancel("1" * 64)
+        for run in runs:
+            self.assertIs((await asyncio.wait_for(run, 20)).ending, Ending.CANCELED)
+
+    async def test_what_comes_out_of_it_later_is_not_recorded_and_its_name_is_known(self):
+        (slot,) = self.slots.slots
+        canceled = await self.call(request("1"))
+        slot.job_name = "simulate"
+        await self.service.cancel("1" * 64)
+        self.assertIs((await canceled).ending, Ending.CANCELED)
+        told = self.service.journal.since(0, 1)[0]
+        self.assertEqual(json.loads(told)["name"], "simulate")
+        slot.end.set_result(RESULT)
+        await self.settle()
+        self.assertFalse(slot.busy)
+        self.assertEqual(slot.recorded, [])
+
     async def test_at_whatever_moment_it_comes_the_slot_goes_on(self):
         for turns in range(8):
             with self.subTest(turns):
@@ -632,6 +909,12 @@ class Cancellation(ServiceCase):
         slot.end.set_result(RESULT)
         await self.service.cancel("1" * 64)
         self.assertIsNotNone(slot.doomed)
+        self.assertIs((await canceled).ending, Ending.CANCELED)
+
+    async def test_a_worker_is_left_alone_where_it_is_not_to_be_reclaimed(self):
+        canceled = await self.call(request("1"))
+        await self.service.cancel("1" * 64)
+        self.assertIsNone(self.slots.slots[0].doomed)
         self.assertIs((await canceled).ending, Ending.CANCELED)
 
 
@@ -685,6 +968,43 @@ class Mishaps(ServiceCase):
         await self.settle()
         slot.end.set_result(RESULT)
         await asyncio.wait_for(second, 20)
+
+    async def test_output_that_cannot_be_read_does_not_cost_the_answer(self):
+        (slot,) = self.slots.slots
+        job = await self.call(request("1"))
+        want = OSError(24, "Too many open files")
+        with (
+            mock.patch.object(self.output, "end_of", side_effect=want),
+            self.assertLogs("seamless_jobserver.server.service", "WARNING"),
+        ):
+            slot.end.set_result(Outcome(Ending.FAILED, message="why"))
+            self.assertEqual((await asyncio.wait_for(job, 20)).message, "why")
+
+    async def test_what_a_run_printed_that_counts_for_nothing_is_removed(self):
+        (slot,) = self.slots.slots
+        job = await self.call(request("1"))
+        lost = self.path_of(request("1"))
+        lost.write_text("of no account")
+        slot.end.set_exception(WorkerGone())
+        await self.settle()
+        self.assertFalse(lost.exists())
+        kept = self.path_of(request("1"))
+        kept.write_text("it counts")
+        slot.end.set_result(RESULT)
+        await job
+        await self.settle()
+        self.assertTrue(kept.exists())
+
+    async def test_jobs_that_have_ended_are_written_up_also_when_nobody_looks(self):
+        job = await self.call(request("1"))
+        self.slots.slots[0].end.set_result(RESULT)
+        await job
+
+        async def written():
+            while self.service.journal._unwritten:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.005)
+
+        await asyncio.wait_for(written(), 20)
 
     async def test_a_receipt_that_fails_is_told_as_a_mistake_of_ours(self):
         (slot,) = self.slots.slots
@@ -765,10 +1085,15 @@ class Nested(ServiceCase):
         await self.service.hosting.started(number, "inner")
         other = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
         await self.settle()
+        self.assertEqual(len(self.service._ledger._nested), 1)
         await self.service.hosting.ended(number, RESULT)
         self.assertIs(await asyncio.wait_for(other, 20), RESULT)
+        self.assertEqual(self.service._ledger._nested, set())
         # Who waits in the queue for the very same has it too, and it is not run again.
         self.assertIs(await asyncio.wait_for(top, 20), RESULT)
+        told = [json.loads(line) for line in self.service.journal.since(0, 2)]
+        self.assertEqual([line["within"] for line in told], 2 * [request("1").checksum])
+        self.assertEqual(told[0]["name"], "inner")
         (slot,) = self.slots.slots
         self.assertEqual(len(slot.runs), 1)
         self.assertEqual(self.service.journal.under_way.keys(), {1})
@@ -785,6 +1110,23 @@ class Nested(ServiceCase):
         for other in others:
             self.assertFalse(other.done())
             await self.leave(other)
+
+    async def test_nor_does_it_get_how_a_hosted_job_has_failed(self):
+        await self.call(request("1"))
+        waiting = await self.call(request("2"))
+        number = await self.service.run_nested(request("2"), 1)
+        await self.service.hosting.ended(number, Outcome(Ending.STORE_FAILED, message="away"))
+        await self.settle()
+        self.assertFalse(waiting.done())
+        await self.leave(waiting)
+
+    async def test_one_that_ends_leaves_the_job_that_has_asked_for_it_alone(self):
+        await self.make(slots=2, reclaim_canceled=True)
+        await self.call(request("1"))
+        nested = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
+        await self.settle()
+        self.slots.slots[1].end.set_result(RESULT)
+        self.assertIs(await asyncio.wait_for(nested, 20), RESULT)
 
     async def test_one_whose_worker_is_lost_does_not_wait_for_another_in_the_queue(self):
         for joined in (False, True):
@@ -888,6 +1230,15 @@ class Nested(ServiceCase):
                 await self.settle()
                 ended[0](1, verdict)
                 self.assertIs((await other).ending, ending)
+        self.assertEqual(self.service.workers_ended, 2)
+
+    async def test_what_a_worker_had_not_begun_when_it_died_is_not_what_it_died_of(self):
+        ended = []
+        await self.service.start(lambda _freed, buried: ended.append(buried) or self.slots)
+        await self.call(request("f"))
+        await self.service.run_nested(request("1"), 1)
+        ended[0](1, None)
+        self.assertIs(await self.service.status(request("1").checksum), State.LOST)
 
     async def test_a_free_slot_is_used(self):
         task = asyncio.ensure_future(self.service.run_nested(request("2"), 1))
@@ -904,6 +1255,7 @@ class Casualties(unittest.TestCase):
             (-11, False): "signal 11 SIGSEGV (likely cause: compiled code",
             (-63, False): "signal 63",
             (3, False): "exit code 3 (likely cause: the job called os._exit",
+            (0, False): "exit code 0 (likely cause: the job called os._exit",
             (None, False): "an unknown cause",
         }
         for (code, out_of_memory), expected in table.items():

@@ -70,11 +70,17 @@ class FakeWorker:
     async def terminate(self):
         self.killed = True
 
+    async def describe_end(self):
+        return "signal 9 SIGKILL"
+
+    def give_up_results(self, how):
+        self.given_up = how
+
     def kill(self):
         self.killed = True
 
     def forget(self):
-        pass
+        self.forgotten = True
 
     async def close(self, timeout):
         self.closed_within = timeout
@@ -84,15 +90,17 @@ class SlotsCase(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self, count=1):
         self.freed = asyncio.Event()
         self.exhausted = asyncio.Queue()
+        self.buried = asyncio.Queue()
+        self.guardian = mock.Mock()
         self.slots = Slots(
             count,
             PROGRAM,
             SETTINGS,
-            mock.Mock(),
+            self.guardian,
             memory_limit=None,
             new_directory=lambda: "",
             freed=self.freed.set,
-            buried=lambda *_: None,
+            buried=lambda *one: self.buried.put_nowait(one),
             exhausted=self.exhausted.put_nowait,
         )
 
@@ -143,7 +151,6 @@ class States(SlotsCase):
             slot = self.slots.idle()
             run = await self.run_in(slot)
             first = slot.worker
-            first.describe_end = mock.AsyncMock(return_value="signal 9 SIGKILL")
             slot.apply(SlotEvent.GONE)
             slot.worker = FakeWorker()
             slot.apply(SlotEvent.START)
@@ -152,6 +159,20 @@ class States(SlotsCase):
             self.assertIs((await run).ending, Ending.CRASHED)
             slot.free()
             self.assertIs(self.slots.idle(), slot)
+
+    async def test_what_a_job_is_called_is_known_when_its_worker_has_been_replaced(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            run = await self.run_in(slot)
+            first, slot.worker = slot.worker, FakeWorker()
+            first.job_name = "simulate"
+            first.job.set_exception(concurrent.futures.BrokenExecutor())
+            await run
+            self.assertEqual(slot.job_name, "simulate")
+            slot.free()
+            slot.reserve()
+            self.assertEqual(slot.job_name, "")
 
 
 class End(SlotsCase):
@@ -181,9 +202,72 @@ class End(SlotsCase):
             task.cancel()
             await self.slots.close(1.0)
         self.assertEqual([worker.closed_within for worker in workers], [0.0, 1.0])
+        self.assertIsNone(self.slots.idle())
+
+    async def test_what_is_left_behind_and_cannot_be_looked_for_does_not_keep_the_server(self):
+        for error in WANT[1:3]:
+            with self.subTest(error):
+                await self.asyncSetUp()
+                with (
+                    mock.patch.object(slots_module, "children", side_effect=error),
+                    self.assertLogs("seamless_jobserver.server.slots", "WARNING"),
+                ):
+                    async with self.started(FakeWorker):
+                        await asyncio.wait_for(self.freed.wait(), 20)
 
 
 class Want(SlotsCase):
+    async def test_who_starts_the_slots_does_not_wait_for_processes_to_be_started(self):
+        made = []
+
+        def make(*_):
+            made.append(FakeWorker())
+            return made[-1]
+
+        async def begin():
+            self.slots.start()
+
+        with mock.patch.object(slots_module, "Worker", make):
+            await asyncio.ensure_future(begin())
+            self.assertEqual(made, [])
+            await asyncio.wait_for(self.freed.wait(), 20)
+            await self.slots.close(0.0)
+
+    async def test_one_that_does_not_become_ready_is_not_left_behind(self):
+        for error in WANT:
+            with self.subTest(error), self.assertLogs("seamless_jobserver.server.slots", "ERROR"):
+                await self.asyncSetUp()
+                with mock.patch.object(FakeWorker, "ready", side_effect=error):
+                    made = []
+
+                    def make(*_, made=made):
+                        made.append(FakeWorker())
+                        return made[-1]
+
+                    async with self.started(make):
+                        await asyncio.wait_for(self.exhausted.get(), 20)
+                        self.assertTrue(made[0].killed)
+                        self.assertTrue(made[0].forgotten)
+
+    async def test_nobody_is_left_when_no_slot_has_a_worker_or_is_about_to(self):
+        # The other slot, when one could not be started -> whether nobody is left.
+        table = (
+            (SlotState.IDLE, 0, False),
+            (SlotState.BUSY, 0, False),
+            (SlotState.STARTING, 0, False),
+            (SlotState.STARTING, 1, False),
+            (SlotState.DOWN, 0, False),
+            (SlotState.DOWN, 1, True),
+        )
+        for state, failures, told in table:
+            with self.subTest(state, failures=failures):
+                await self.asyncSetUp(2)
+                other, slot = self.slots.all
+                other.state, other.failed_starts = state, failures
+                with self.assertLogs("seamless_jobserver.server.slots", "ERROR"):
+                    self.slots._note_failed_start(slot, "a package is missing")
+                self.assertEqual(not self.exhausted.empty(), told)
+
     async def test_whatever_keeps_a_worker_from_starting_is_told_and_tried_again(self):
         for error in WANT:
             with self.subTest(error), self.assertLogs("seamless_jobserver.server.slots", "ERROR"):
@@ -203,6 +287,36 @@ class Want(SlotsCase):
                         await asyncio.wait_for(self.freed.wait(), 20)
                         self.assertIs(self.slots.all[0].state, SlotState.IDLE)
                         self.assertIsNone(self.slots.all[0].problem)
+
+    async def test_the_pauses_between_its_tries_grow_up_to_a_limit_and_begin_anew_after_a_success(
+        self,
+    ):
+        sleep, pauses, workers = asyncio.sleep, [], []
+        fates = [*(9 * [False]), True, False, False, True]
+
+        async def pause(seconds):
+            if seconds:
+                pauses.append(seconds)
+            await sleep(0)
+
+        def make(*_):
+            if not fates.pop(0):
+                raise WorkerStartFailed("not now")
+            workers.append(FakeWorker())
+            return workers[-1]
+
+        with (
+            mock.patch.object(asyncio, "sleep", pause),
+            self.assertLogs("seamless_jobserver.server.slots", "WARNING"),
+        ):
+            async with self.started(make):
+                await asyncio.wait_for(self.freed.wait(), 20)
+                self.freed.clear()
+                workers[0].end()
+                await asyncio.wait_for(self.freed.wait(), 20)
+        self.assertEqual(pauses, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 0.5, 1.0])
+        # One that has worked is given more than one try.
+        self.assertEqual(self.exhausted.qsize(), 9)
 
     async def test_the_resource_tracker_is_waited_for_like_all_else_and_is_not_swept_away(self):
         ensure_running, failures = resource_tracker.ensure_running, [OSError(11, "Try again")]
@@ -240,6 +354,79 @@ class Burial(SlotsCase):
                         self.slots.all[0].worker.end()
                         await asyncio.wait_for(forgotten.wait(), 20)
 
+    async def test_whatever_is_known_of_a_worker_goes_with_it(self):
+        want = mock.AsyncMock(side_effect=OSError(24, "Too many open files"))
+        for name, describe_end in {
+            "as usual": FakeWorker.describe_end,
+            "for want of files": want,
+        }.items():
+            with (
+                self.subTest(name),
+                mock.patch.object(FakeWorker, "describe_end", describe_end),
+                mock.patch.object(slots_module, "_FIRST_PAUSE", 0.0),
+                self.assertLogs("seamless_jobserver.server.slots", "WARNING"),
+            ):
+                await self.asyncSetUp()
+                async with self.started(FakeWorker):
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    (slot,) = self.slots.all
+                    ended = slot.worker
+                    ended.verdict, slot.holdings = "it took too long", frozenset({"cd" * 32})
+                    self.freed.clear()
+                    ended.end()
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    self.assertIsNot(slot.worker, ended)
+                    self.assertEqual(slot.holdings, frozenset())
+                    self.assertTrue(ended.forgotten)
+                    self.assertEqual(self.buried.get_nowait(), (1, "it took too long"))
+                    self.assertTrue(self.buried.empty())
+
+    async def test_a_process_that_gets_the_number_of_a_worker_that_has_ended_is_not_taken_for_it(
+        self,
+    ):
+        with self.assertLogs("seamless_jobserver.server.slots", "WARNING"):
+            async with self.started(FakeWorker):
+                await asyncio.wait_for(self.freed.wait(), 20)
+                (slot,) = self.slots.all
+                slot.worker.pid, slot.worker.identity = 4711, "4711 and its start"
+                self.slots._ours.add(4711)
+                self.freed.clear()
+                slot.worker.end()
+                await asyncio.wait_for(self.freed.wait(), 20)
+                self.assertNotIn(4711, self.slots._ours)
+        self.guardian.forget.assert_called_once_with("4711 and its start")
+
+    async def test_only_an_end_that_nobody_meant_is_a_warning(self):
+        for retire, level in (("it cannot be put back", "INFO"), (None, "WARNING")):
+            await self.asyncSetUp()
+            with (
+                self.subTest(retire),
+                self.assertLogs("seamless_jobserver.server", "INFO") as logged,
+            ):
+                async with self.started(FakeWorker):
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    slot = self.slots.idle()
+                    slot.reserve()
+                    slot.free(retire)
+                    self.freed.clear()
+                    slot.worker.end()
+                    await asyncio.wait_for(self.freed.wait(), 20)
+            self.assertEqual(max(logged.records, key=lambda one: one.levelno).levelname, level)
+
+    async def test_a_process_that_cannot_be_ended_is_waited_for_once(self):
+        stray, tried = mock.Mock(pid=4711), []
+        with (
+            mock.patch.object(slots_module, "children", return_value={4711}),
+            mock.patch.object(slots_module.ProcessId, "of", return_value=stray),
+            mock.patch.object(slots_module, "kill_tree", tried.append),
+            mock.patch.object(slots_module, "reap", return_value=False),
+            self.assertLogs("seamless_jobserver.server.slots", "WARNING") as logged,
+        ):
+            for _ in range(2):
+                await self.slots._sweep()
+        self.assertEqual(tried, [stray])
+        self.assertEqual(len(logged.output), 1)
+
     async def test_a_worker_that_has_gone_while_it_was_asked_is_given_nothing_more(self):
         asks = {
             "to record": lambda slot: slot.record(request("1"), "cd" * 32),
@@ -258,32 +445,130 @@ class Burial(SlotsCase):
                         slot.free()
                         self.assertIsNone(self.slots.idle())
 
-    async def test_a_slot_whose_worker_cannot_be_buried_waits_for_who_still_has_it(self):
-        await self.asyncSetUp()
+    async def test_a_worker_that_has_ended_before_it_was_asked_is_not_asked(self):
+        asks = {
+            "to record": (lambda slot: slot.record(request("1"), "cd" * 32), "has ended"),
+            "to check": (lambda slot: slot.check_store(), "None"),
+        }
+        for name, (ask, told) in asks.items():
+            with self.subTest(name):
+                await self.asyncSetUp()
+                asked = mock.Mock()
+                with mock.patch.multiple(FakeWorker, create=True, record=asked, check_store=asked):
+                    async with self.started(FakeWorker):
+                        await asyncio.wait_for(self.freed.wait(), 20)
+                        slot = self.slots.idle()
+                        slot.reserve()
+                        slot.apply(SlotEvent.GONE)
+                        self.assertIn(told, str(await ask(slot)))
+                        asked.assert_not_called()
+
+    async def test_a_slot_whose_worker_has_ended_waits_for_who_still_has_it(self):
         want = mock.AsyncMock(side_effect=OSError(24, "Too many open files"))
-        made = asyncio.Queue()
+        for name, describe_end in {
+            "it is buried": FakeWorker.describe_end,
+            "it cannot be buried": want,
+        }.items():
+            await self.asyncSetUp()
+            made, waited_for = asyncio.Queue(), asyncio.Event()
 
-        def make(*_):
-            made.put_nowait(FakeWorker())
-            return made._queue[-1]
+            def make(*_, made=made):
+                made.put_nowait(FakeWorker())
+                return made._queue[-1]
 
+            async def vacated(slot, timeout, told=waited_for, wait=Slot.vacated):
+                told.set()
+                await wait(slot, timeout)
+
+            with (
+                self.subTest(name),
+                mock.patch.object(FakeWorker, "describe_end", describe_end),
+                mock.patch.object(Slot, "vacated", vacated),
+                mock.patch.object(slots_module, "_FIRST_PAUSE", 0.0),
+                self.assertLogs("seamless_jobserver.server.slots", "WARNING"),
+            ):
+                async with self.started(make):
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    slot = self.slots.idle()
+                    slot.reserve()
+                    self.freed.clear()
+                    made.get_nowait().end()
+                    await asyncio.wait_for(waited_for.wait(), 20)
+                    for _ in range(20):
+                        await asyncio.sleep(0)
+                    self.assertTrue(made.empty(), "no other worker yet")
+                    slot.free()
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    self.assertIs(self.slots.idle(), slot)
+
+    async def test_who_never_leaves_a_slot_does_not_keep_it(self):
+        slot = Slot(1)
+        slot.apply(SlotEvent.READY)
+        slot.reserve()
+        await asyncio.wait_for(slot.vacated(0.01), 20)
+        self.assertIs(slot.state, SlotState.BUSY)
+
+
+class Memory(SlotsCase):
+    LIMIT = 1_000_000
+
+    async def test_a_worker_that_takes_too_much_is_ended_if_it_still_has_the_job_that_was_seen(
+        self,
+    ):
+        def take_the_next(slot):
+            slot.free()
+            slot.reserve()
+
+        # What happens while it is looked how much a worker takes -> whether its job is ended.
+        table = {
+            "nothing": (lambda _: None, True),
+            "its job ends": (Slot.free, False),
+            "the next job begins": (take_the_next, False),
+        }
+        for name, (happen, ended) in table.items():
+            with self.subTest(name):
+                await self.asyncSetUp()
+                async with self.started(FakeWorker):
+                    await asyncio.wait_for(self.freed.wait(), 20)
+                    slot = self.slots.idle()
+                    slot.reserve()
+                    loop = asyncio.get_running_loop()
+
+                    async def look(*_, slot=slot, happen=happen):
+                        happen(slot)
+                        return self.LIMIT + 1
+
+                    with mock.patch.object(loop, "run_in_executor", look):
+                        await self.slots._limit_memory(slot, slot.worker, self.LIMIT)
+                    self.assertEqual(slot.worker.verdict is not None, ended)
+                    self.assertEqual(slot.worker.killed, ended)
+
+    async def test_it_is_looked_at_again_and_again_as_long_as_it_has_a_job(self):
+        looks, over = [], asyncio.Event()
+        used = [0, OSError(24, "Too many open files"), RuntimeError("no thread"), self.LIMIT + 1]
+
+        async def limit_memory(_slots, slot, _worker, _limit):
+            looks.append(slot.number)
+            if isinstance(used[0], Exception):
+                raise used.pop(0)
+            if used.pop(0) > self.LIMIT:
+                over.set()
+                await asyncio.Event().wait()
+
+        await self.asyncSetUp(2)
         with (
-            mock.patch.object(FakeWorker, "describe_end", want, create=True),
-            mock.patch.object(slots_module, "_FIRST_PAUSE", 0.0),
-            self.assertLogs("seamless_jobserver.server.slots", "ERROR"),
+            mock.patch.object(Slots, "_limit_memory", limit_memory),
+            mock.patch.object(slots_module, "_MEMORY_INTERVAL", 0.0),
+            self.assertLogs("seamless_jobserver.server.slots", "WARNING"),
         ):
-            async with self.started(make):
-                await asyncio.wait_for(self.freed.wait(), 20)
-                slot = self.slots.idle()
-                slot.reserve()
-                self.freed.clear()
-                made.get_nowait().end()
-                for _ in range(20):
+            async with self.started(FakeWorker):
+                while self.slots.all[1].state is not SlotState.IDLE:  # noqa: ASYNC110
                     await asyncio.sleep(0)
-                self.assertTrue(made.empty(), "no other worker yet")
-                slot.free()
-                await asyncio.wait_for(self.freed.wait(), 20)
-                self.assertIs(self.slots.idle(), slot)
+                self.slots.all[1].reserve()
+                watching = asyncio.ensure_future(self.slots._watch_memory(self.LIMIT))
+                await asyncio.wait_for(over.wait(), 20)
+                watching.cancel()
+        self.assertEqual(looks, [2, 2, 2, 2])
 
 
 class HandedOver(SlotsCase):
@@ -375,6 +660,19 @@ class Doomed(SlotsCase):
         async with self.started(FakeWorker):
             slot = await self.owing()
             self.assertIsNot(self.slots.idle(), slot)
+            slot.holdings = frozenset({"cd" * 32})
+            self.assertIsNot(self.slots.idle(slot.holdings), slot, "whatever it keeps")
+            slot.worker.owed.set_result(RESULT)
+            self.assertIs(self.slots.idle(slot.holdings), slot)
+
+    async def test_one_whose_result_is_confirmed_owes_nothing(self):
+        async with self.started(FakeWorker):
+            await asyncio.wait_for(self.freed.wait(), 20)
+            slot = self.slots.idle()
+            run = await self.run_in(slot)
+            slot.worker.job.set_result(RESULT)
+            await run
+            self.assertTrue(slot.settled)
 
     async def test_a_job_that_is_handed_back_is_not_its_end(self):
         async with self.started(FakeWorker):

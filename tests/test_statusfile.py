@@ -142,6 +142,58 @@ class StatusFiles(unittest.TestCase):
             with self.subTest(content), self.assertRaisesRegex(StartupError, message):
                 self.read()
 
+    def test_what_is_no_file_is_refused_and_not_waited_for(self):
+        said = queue.SimpleQueue()
+
+        def read():
+            try:
+                self.read()
+            except StartupError as error:
+                said.put(str(error))
+
+        os.mkfifo(self.path)
+        threading.Thread(target=read, daemon=True).start()
+        self.assertIn("is not a file of yours", said.get(timeout=20))
+
+    def test_one_that_may_not_be_read_is_one_line(self):
+        self.write(CONTENT)
+        want = PermissionError(13, "Permission denied")
+        with (
+            mock.patch.object(statusfile.os, "open", side_effect=want),
+            self.assertRaisesRegex(StartupError, "cannot be read: Permission denied"),
+        ):
+            self.read()
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can give files away")
+    def test_it_belongs_to_who_runs_the_server_or_to_the_administrator(self):
+        somebody, other = 54321, 54322
+        # The file, a link in its place if there is one, and who we are -> whether it is believed.
+        table = (
+            (somebody, None, somebody, True),
+            (0, None, somebody, True),
+            (0, 0, somebody, True),
+            (other, None, somebody, False),
+            (other, None, 0, False),
+            (other, somebody, somebody, False),
+            (somebody, other, somebody, False),
+            (0, other, somebody, False),
+        )
+        real = self.directory / "real.json"
+        for owner, link_owner, user, believed in table:
+            with self.subTest(owner=owner, link_owner=link_owner, user=user):
+                self.write(CONTENT)
+                os.chown(self.path, owner, -1)
+                if link_owner is not None:
+                    self.path.rename(real)
+                    self.path.symlink_to(real)
+                    os.lchown(self.path, link_owner, -1)
+                with mock.patch.object(statusfile.os, "geteuid", return_value=user):
+                    if believed:
+                        self.assertIsNotNone(self.read())
+                    else:
+                        self.assertRaisesRegex(StartupError, "not a file of yours", self.read)
+                self.path.unlink()
+
     def test_parameters_may_be_absent_but_not_malformed(self):
         self.write({})
         self.assertEqual(self.read().parameters, {})
@@ -154,8 +206,12 @@ class StatusFiles(unittest.TestCase):
         self.write(CONTENT)
         status_file = self.read()
         with (
-            mock.patch("os.replace", side_effect=PermissionError(13, "Permission denied")),
+            mock.patch(
+                "os.replace", side_effect=PermissionError(13, "Permission denied")
+            ) as replace,
             self.assertRaisesRegex(StartupError, "Permission denied"),
         ):
             status_file.write_running(1)
+        temporary, _ = replace.call_args.args
+        self.assertEqual(os.path.dirname(temporary), str(self.directory), "on the same disk")
         self.assertEqual(os.listdir(self.directory), ["status.json"])

@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor, Future
 from unittest import mock
 
 from seamless_jobserver.messages import WorkerProgram
+from seamless_jobserver.progress import Phase, Progress
 from seamless_jobserver.server import workers
 from seamless_jobserver.server.workers import Worker, WorkerGone, WorkerStartFailed
 from tests.machine import may_mount
@@ -67,6 +68,45 @@ class NoSpace(unittest.TestCase):
                 check=False,
             )
         self.assertEqual((tried.returncode, tried.stdout), (0, "No space left on device\n"))
+
+
+class HowFar(unittest.TestCase):
+    def setUp(self):
+        context = temporary_directory()
+        self.directory = str(context.__enter__())
+        self.addCleanup(context.__exit__, None, None, None)
+        self.server = Progress(self.directory, create=True)
+        self.worker = Progress(self.directory)
+        self.addCleanup(self.worker.close)
+        self.addCleanup(self.server.close)
+
+    def test_what_the_worker_says_is_known_also_when_it_has_been_forgotten(self):
+        self.assertEqual((self.server.phase, self.server.name), (Phase.HANDED_OVER, ""))
+        self.worker.enter(Phase.FETCHING)
+        self.worker.call("simulate")
+        for _ in range(3):
+            self.assertEqual((self.server.phase, self.server.name), (Phase.FETCHING, "simulate"))
+            self.server.close()
+
+    def test_a_job_has_begun_where_what_is_said_makes_no_sense(self):
+        with open(f"{self.directory}/progress", "r+b") as file:
+            file.write(b"\xff")
+        self.assertIs(self.server.phase, Phase.RUNNING)
+
+    def test_whatever_a_job_is_called_can_be_told(self):
+        self.worker.call("something long that is not there any more")
+        for name, told in (
+            ("simulate", "simulate"),
+            ("größe", "größe"),
+            ("a\0b", "ab"),
+            ("\ud800x", "x"),
+            ("x" * 1000, "x" * 160),
+            ("x" + 200 * "ä", "x" + 79 * "ä"),
+            ("", ""),
+        ):
+            with self.subTest(name[:10]):
+                self.worker.call(name)
+                self.assertEqual(self.server.name, told)
 
 
 class Answers(unittest.IsolatedAsyncioTestCase):
