@@ -242,7 +242,9 @@ def find_server(options: argparse.Namespace) -> Server:
         # Without waiting: it may be a pipe.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as file:
             facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0):
+            if not stat.S_ISREG(facts.st_mode):
+                raise ValueError(f"{path} is no regular file: is it the right path?")
+            if facts.st_uid not in (os.geteuid(), 0):
                 raise ValueError(
                     f"{path} is not a file of yours: its owner is user {facts.st_uid}. It says "
                     "where to ask, and could name anything"

@@ -93,7 +93,7 @@ class Commands(unittest.TestCase):
         os.mkfifo(self.directory / "fifo")
         code, printed = self.run_command(top, "--status-file", str(self.directory / "fifo"))
         self.assertEqual(code, 2)
-        self.assertIn("is not a file of yours", printed)
+        self.assertIn("is no regular file", printed)
 
     def test_an_answer_without_end_is_given_up(self):
         endless = answer(200, 5000 * "x")

@@ -274,7 +274,12 @@ class Callers(ServiceCase):
     async def test_a_database_that_is_away_leaves_the_slots_to_the_jobs(self):
         (slot,) = self.slots.slots
         slot.problem = "it does not answer"
-        with mock.patch.object(errands, "_FIRST_PAUSE", 0.05):
+        sleep, over = asyncio.sleep, asyncio.Event()
+
+        async def pause(seconds):
+            await (over.wait() if seconds >= errands._FIRST_PAUSE else sleep(seconds))
+
+        with mock.patch.object(errands.asyncio, "sleep", pause):
             with self.assertLogs("seamless_jobserver.server.errands", "WARNING"):
                 for digit in "345":
                     await self.service.note_unheard(request(digit), RESULT)
@@ -286,6 +291,7 @@ class Callers(ServiceCase):
             await self.until_state(request("6"), State.DONE)
             self.assertEqual(len(slot.recorded), 1)
             slot.problem = None
+            over.set()
             told = {request(digit).checksum for digit in "3456"}
 
             async def all_told():
@@ -400,6 +406,22 @@ class Callers(ServiceCase):
         self.assertEqual([one.job for one in logged.records], [request("2").checksum])
         await self.settle()
         self.assertEqual(self.service._errands._tasks, set())
+
+    async def test_it_is_told_only_for_as_long_as_a_result_is_offered_to_the_store(self):
+        for patience, tries in ((0.0, 1), (3600.0, 2)):
+            with (
+                self.subTest(patience),
+                mock.patch.object(errands, "_FIRST_PAUSE", 0.0),
+                mock.patch.object(errands, "_FOR_JOBS", 0),
+                self.assertLogs("seamless_jobserver.server.errands", "WARNING"),
+            ):
+                await self.make(store_timeout=patience)
+                (slot,) = self.slots.slots
+                slot.record = mock.AsyncMock(side_effect=["it does not answer", None])
+                await self.service.note_unheard(request("1"), RESULT)
+                while self.service._errands._tasks:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0)
+                self.assertEqual(slot.record.await_count, tries)
 
     async def test_without_a_worker_that_could_tell_it_the_end_does_not_wait(self):
         (slot,) = self.slots.slots

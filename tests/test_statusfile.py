@@ -153,7 +153,7 @@ class StatusFiles(unittest.TestCase):
 
         os.mkfifo(self.path)
         threading.Thread(target=read, daemon=True).start()
-        self.assertIn("is not a file of yours", said.get(timeout=20))
+        self.assertIn("is no regular file", said.get(timeout=20))
 
     def test_one_that_may_not_be_read_is_one_line(self):
         self.write(CONTENT)

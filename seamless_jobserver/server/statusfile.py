@@ -127,7 +127,9 @@ def read_ours(path: Path) -> tuple[bytes, int]:
         facts = os.fstat(file.fileno())
         link = os.lstat(path)
         owners = {facts.st_uid, link.st_uid}
-        if not stat.S_ISREG(facts.st_mode) or not owners <= {os.geteuid(), 0}:
+        if not stat.S_ISREG(facts.st_mode):
+            raise StartupError(f"status file {path} is no regular file: is it the right path?")
+        if not owners <= {os.geteuid(), 0}:
             raise StartupError(
                 f"status file {path} is not a file of yours: its owner is user {facts.st_uid}"
             )
