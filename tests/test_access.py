@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import pickle
+import pty
 import random
 import re
 import select
@@ -20,6 +21,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import unittest
 from collections import Counter
@@ -421,6 +423,23 @@ class TheKernelsWord(unittest.TestCase):
             ):
                 peer.find_source()
 
+    def test_a_source_that_does_not_know_ourselves_is_not_believed(self):
+        ours = os.geteuid()
+        for seen, found in (
+            ([ours + 1, ours], peer.Source.PROC),
+            ([ours, ours + 1], peer.Source.NETLINK),
+            ([ours + 1, ours + 1], None),
+        ):
+            with (
+                self.subTest(seen),
+                mock.patch.object(peer, "_own_user_seen", side_effect=seen),
+            ):
+                if found is not None:
+                    self.assertIs(peer.find_source(), found)
+                else:
+                    with self.assertRaisesRegex(peer.Unknown, f"it says {ours + 1} for user"):
+                        peer.find_source()
+
     def test_the_overflow_user_can_tell_nobody_apart(self):
         def find():
             try:
@@ -649,7 +668,11 @@ class Passwords(unittest.TestCase):
             open_to_all = directory / "open"
             open_to_all.write_text("secret")
             open_to_all.chmod(0o640)
-            for bad in (link, foreign, empty, fifo, open_to_all, directory, directory / "none"):
+            shared = directory / "shared"
+            shared.write_text("secret")
+            shared.chmod(0o620)
+            bad_ones = (link, foreign, empty, fifo, open_to_all, shared, directory)
+            for bad in (*bad_ones, directory / "none"):
                 with self.subTest(bad.name), self.assertRaisesRegex(StartupError, str(bad)):
                     access.read_password(bad)
 
@@ -669,6 +692,7 @@ class Browsers(unittest.TestCase):
         ({"Host": "127.0.0.1.evil.example", "Accept_Language": "en"}, False),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, False),
         ({"Host": "named.example", "Accept_Language": "en"}, True),
+        ({"Host": "localhost.:5533", "Accept_Language": "en"}, True),
         ({"Accept_Language": "en"}, False),
         ({"method": "POST", "Host": LOCAL, "User_Agent": "Mozilla/5.0"}, False),
         ({"method": "POST", "Host": LOCAL, "Origin": f"http://{LOCAL}"}, True),
@@ -678,6 +702,7 @@ class Browsers(unittest.TestCase):
         ({"Host": LOCAL, "Origin": "http://evil.example"}, False),
         ({"Host": LOCAL, "Origin": "null"}, False),
         ({"Host": LOCAL, "Origin": "file://"}, False),
+        ({"Host": LOCAL, "Origin": f"ftp://{LOCAL}"}, False),
         ({"Host": LOCAL, "Origin": "http://["}, False),
         ({"Host": LOCAL, "Origin": "http://]"}, False),
         ({"Host": LOCAL, "Origin": ""}, False),
@@ -695,6 +720,7 @@ class Browsers(unittest.TestCase):
         ({"Host": LOCAL, "Sec_Fetch_Site": "none"}, True),
         ({"Host": LOCAL, "Sec_Fetch_Site": "same-site"}, False),
         ({"Host": LOCAL, "Sec_Fetch_Site": "cross-site"}, False),
+        ({"Host": LOCAL, "Sec_Fetch_Site": "none\r\nSec-Fetch-Site: cross-site"}, False),
     )
 
     def test_only_pages_of_this_server_under_a_name_of_its_own_are_answered(self):
@@ -712,6 +738,17 @@ class Browsers(unittest.TestCase):
         gate = Gate(AccessRules())
         for name in (socket.gethostname(), socket.getfqdn()):
             gate.check(head(Host=f"{name}:80", Accept_Language="en"), Standing.OWNER)
+
+    def test_without_a_thread_to_ask_the_resolver_in_it_is_one_name_fewer(self):
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no thread")):
+            gate = Gate(AccessRules())
+        gate.check(head(Host="localhost", Accept_Language="en"), Standing.OWNER)
+
+    def test_a_machine_whose_name_has_several_parts_is_known_by_the_first_too(self):
+        with mock.patch.object(socket, "gethostname", return_value="Login1.cluster.example"):
+            gate = Gate(AccessRules())
+        for name in ("login1", "login1.cluster.example"):
+            gate.check(head(Host=name, Accept_Language="en"), Standing.OWNER)
 
     def test_a_resolver_that_does_not_answer_holds_nothing_up_and_its_answer_counts_later(self):
         answered = threading.Event()
@@ -915,6 +952,36 @@ class Encrypted(Served):
         server = self.start(*self.flags)
         self.assertEqual(ask("127.0.0.1", server.port), (200, "OK"))
 
+    def test_nobody_is_asked_for_the_passphrase_of_a_key(self):
+        locked = self.directory / "locked.pem"
+        subprocess.run(
+            f"openssl rsa -in {self.key} -aes128 -passout pass:x -out {locked}".split(),
+            check=True,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        code = (
+            "import pathlib, sys\n"
+            "from seamless_jobserver.server.access import make_tls\n"
+            "make_tls(*map(pathlib.Path, sys.argv[1:]))\n"
+        )
+        ours, theirs = pty.openpty()
+        with open(ours, "r+b", buffering=0), open(theirs, "r+b", buffering=0) as terminal:
+            ended = subprocess.run(
+                # With a terminal, at which somebody could be asked.
+                [
+                    *("setsid", "--ctty", "--wait", sys.executable, "-c", code),
+                    *map(str, (self.certificate, locked)),
+                ],
+                stdin=terminal,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        self.assertEqual(ended.returncode, 1)
+        self.assertIn("StartupError: --certfile", ended.stderr)
+
     def test_a_handshake_that_stops_half_way_costs_nobody_else_anything(self):
         server = self.start(*self.flags)
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as half:
@@ -946,7 +1013,8 @@ class Files(Served):
         link.symlink_to(theirs)
         fifo = directory / "fifo.json"
         os.mkfifo(fifo)
-        for path in (theirs, link, fifo):
+        not_ours = "is not a file of yours"
+        for path, why in ((theirs, not_ours), (link, not_ours), (fifo, "is no regular file")):
             with self.subTest(path.name):
                 ended = subprocess.run(
                     [str(JOBSERVER), "--port", "0", "--status-file", str(path)],
@@ -956,7 +1024,7 @@ class Files(Served):
                     check=False,
                 )
                 self.assertEqual(ended.returncode, 1)
-                self.assertIn("is not a file of yours", ended.stderr)
+                self.assertIn(why, ended.stderr)
 
     def test_what_it_makes_is_private_whatever_the_umask(self):
         status = self.directory / "status.json"

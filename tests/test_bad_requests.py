@@ -86,6 +86,8 @@ ENDING = {
 ANSWERED = {
     "an unknown path": (get(target="/nowhere"), 404),
     "a path that climbs": (get(target="/../../etc/passwd"), 404),
+    "a path of workers": (get(target="/nested-transformation/1"), 404),
+    "one with credentials": (get("Authorization: \xe9", target="/nested-transformation/1"), 404),
     "an encoded path": (get(target="/%2e%2e/%00"), 404),
     "a wrong method": (get(method="DELETE"), 405),
     "a wrong method with a body": (get("Content-Length: 3", method="PUT", body=b"abc"), 405),
@@ -159,6 +161,8 @@ class BadRequests(OneServer):
             ("POST", "/run-transformation", "GET, HEAD"),
             ("GET", "/cancel-transformation/" + "a" * 64, "POST"),
             ("PUT", "/transformation-status/" + "a" * 64, "GET, HEAD"),
+            ("GET", "/check-store", "POST"),
+            ("POST", "/status", "GET, HEAD"),
         ):
             answer = self.server.request(method, target)
             self.assertEqual((answer.status, answer.headers["allow"]), (405, allowed))

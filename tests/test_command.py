@@ -31,6 +31,7 @@ BAD_VALUES = [
     (["--port", "http"], "--port: 'http' is not a port"),
     (["--certfile", "~nobody-at-all/x"], "--certfile: '~nobody-at-all/x': whose home is that?"),
     (["--port", "70000"], "--port: '70000' is not a port"),
+    (["--port", "65536"], "--port: '65536' is not a port"),
     (["--port", "-1"], "--port"),
     (["--port", "٥٥"], "--port: '٥٥' is not a port"),
     (["--port-range", "40000", "30000"], "40000 to 30000 is no range"),
@@ -58,6 +59,7 @@ BAD_VALUES = [
     (["--max-body", "G"], "--max-body: 'G'"),
     (["--max-connections", "0"], "--max-connections: '0'"),
     (["--grace", "-1"], "--grace: '-1'"),
+    (["--allow", "10.1"], "--allow: '10.1' is no address or network"),
     (["--no-such-flag"], "--no-such-flag"),
     (["stray"], "stray"),
 ]
@@ -138,6 +140,30 @@ class Values(unittest.TestCase):
         for variables, message in BAD_ENVIRONMENT:
             with self.subTest(variables):
                 self.check_refusal(command(env=variables), message)
+
+    def test_sizes_have_the_units_that_they_say(self):
+        for text, size in (
+            ("7", 7),
+            ("2k", 2 * 2**10),
+            ("500M", 500 * 2**20),
+            ("16g", 16 * 2**30),
+            ("3T", 3 * 2**40),
+        ):
+            with self.subTest(text):
+                self.assertEqual(_parse(["--max-body", text])["max_body"], size)
+
+    def test_a_path_cannot_be_found_from_a_directory_that_is_gone(self):
+        gone = FileNotFoundError(2, "No such file or directory")
+        with (
+            mock.patch.object(os, "getcwd", side_effect=gone),
+            contextlib.redirect_stderr(io.StringIO()) as told,
+            self.assertRaises(SystemExit) as end,
+        ):
+            _parse(["--status-file", "status.json"])
+        self.assertEqual(end.exception.code, 2)
+        self.assertIn(
+            "--status-file: 'status.json': the working directory is gone", told.getvalue()
+        )
 
     def test_an_upload_wants_the_urls_of_servers(self):
         for option in ("--store", "--database"):

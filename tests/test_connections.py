@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import resource
 import select
 import socket
 import threading
@@ -11,7 +12,7 @@ import time
 import unittest
 from unittest import mock
 
-from seamless_jobserver.server import connection
+from seamless_jobserver.server import connection, http
 from seamless_jobserver.server.access import AccessRules, Gate
 from seamless_jobserver.server.connection import ClientGone
 from seamless_jobserver.server.http import JobHTTPServer
@@ -60,6 +61,33 @@ class HangingUp(unittest.TestCase):
             self.assertFalse(connection._hung_up(ours))
             theirs.close()
             self.assertTrue(connection._hung_up(ours))
+            self.assertEqual(ours.recv(9), b"more", "what was sent is still to be read")
+
+
+class OpenFiles(unittest.TestCase):
+    def test_as_many_are_allowed_as_connections_and_workers_need_or_it_is_said(self):
+        none = resource.RLIM_INFINITY
+        # The limits that there are, the one that is set, and how many connections that is enough for.
+        for soft, hard, allowed, enough_for in (
+            (1024, none, 1304, None),
+            (1024, 4096, 1304, None),
+            (1024, 1200, 1200, 920),
+            (4096, 4096, None, None),
+            (none, none, None, None),
+        ):
+            with (
+                self.subTest((soft, hard)),
+                mock.patch.object(resource, "getrlimit", return_value=(soft, hard)),
+                mock.patch.object(resource, "setrlimit") as limit,
+                mock.patch.object(http._log, "warning") as warned,
+            ):
+                self.assertEqual(http.allow_connections(1024, 2), soft)
+                calls = (
+                    [] if allowed is None else [mock.call(resource.RLIMIT_NOFILE, (allowed, hard))]
+                )
+                self.assertEqual(limit.call_args_list, calls)
+                told = [call.args[-1] for call in warned.call_args_list]
+                self.assertEqual(told, [] if enough_for is None else [enough_for])
 
 
 class Connections(unittest.TestCase):
@@ -127,6 +155,40 @@ class Connections(unittest.TestCase):
         left.set()
         self.assertTrue(unheard.wait(20))
 
+    def test_one_that_its_client_does_not_take_is_reported_too(self):
+        unheard = threading.Event()
+        content = bytes(16 * 2**20)  # far more than is buffered on its way
+        self.answer = lambda *_: dataclasses.replace(
+            text_response(200, ""), body=content, unheard=unheard.set
+        )
+        with mock.patch.object(connection, "WRITE_LIMIT", 0.1):
+            self.connect().sendall(GET)
+            self.assertTrue(unheard.wait(20))
+
+    def test_a_stream_ends_as_the_version_of_the_client_knows_it(self):
+        self.answer = lambda *_: dataclasses.replace(
+            text_response(200, ""), stream=(part for part in (b"one", b"", b"two"))
+        )
+        last = b"GET /y HTTP/1.0\r\n\r\n"
+        for request, answers in (
+            # In chunks, and what follows on the connection is answered too.
+            (GET, (b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n", b"onetwo")),
+            # With the connection, whatever the client wishes.
+            (b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", (b"onetwo",)),
+            (GET.replace(b"GET", b"HEAD"), (b"", b"onetwo")),
+        ):
+            with self.subTest(request):
+                peer = self.connect()
+                peer.sendall(request + last)
+                received = self.read_all(peer)
+                heads, bodies = [], []
+                for one in received.split(b"HTTP/1.1 200 OK\r\n")[1:]:
+                    head, _, body = one.partition(b"\r\n\r\n")
+                    heads.append(head)
+                    bodies.append(body)
+                self.assertEqual(tuple(bodies), answers)
+                self.assertIn(b"Connection: close", heads[-1])
+
     def test_an_answer_that_is_taken_is_not_reported(self):
         unheard = threading.Event()
         self.answer = lambda *_: dataclasses.replace(text_response(200, "x"), unheard=unheard.set)
@@ -187,11 +249,12 @@ class Connections(unittest.TestCase):
         self.assertTrue(ours.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_waiting_clients_that_skip_interim_answers_are_kept_awake(self):
-        for agent, expected in (
-            (b"Python/3.11 aiohttp/3.9", True),
-            (b"seamless-jobserver/1.0 transport", True),
-            (b"Python-urllib/3.11", False),
-            (b"", False),
+        for agent, version, expected in (
+            (b"Python/3.11 aiohttp/3.9", b"1.1", True),
+            (b"seamless-jobserver/1.0 transport", b"1.1", True),
+            (b"Python-urllib/3.11", b"1.1", False),
+            (b"", b"1.1", False),
+            (b"Python/3.11 aiohttp/3.9", b"1.0", False),  # which knows none (RFC 9110 §15.2)
         ):
             done = concurrent.futures.Future()
 
@@ -200,9 +263,13 @@ class Connections(unittest.TestCase):
                 return text_response(200, done.result())
 
             self.answer = answer
-            with self.subTest(agent), mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05):
+            with (
+                self.subTest(agent, version=version),
+                mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05),
+            ):
                 peer = self.connect()
-                peer.sendall(GET[:-2] + b"User-Agent: " + agent + b"\r\n\r\n")
+                request = GET[:-2] + b"User-Agent: " + agent + b"\r\n\r\n"
+                peer.sendall(request.replace(b"HTTP/1.1", b"HTTP/" + version))
                 if expected:
                     first = peer.recv(25)
                     self.assertEqual(first, b"HTTP/1.1 102 Processing\r\n")
@@ -216,6 +283,40 @@ class Connections(unittest.TestCase):
                 while not received.endswith(b"done"):
                     received += peer.recv(65536)
 
+    def test_between_two_interim_answers_there_is_nothing(self):
+        done = concurrent.futures.Future()
+
+        def answer(head, body, wait_for):
+            # The first is due at once, and the second long after the answer.
+            connection.PROCESSING_INTERVAL = 3600.0
+            wait_for(done)
+            return text_response(200, "done")
+
+        self.answer = answer
+        with mock.patch.object(connection, "PROCESSING_INTERVAL", 0.0):
+            peer = self.connect()
+            peer.sendall(GET[:-2] + b"User-Agent: aiohttp\r\nConnection: close\r\n\r\n")
+            received = peer.recv(25)
+            done.set_result(None)
+            received += self.read_all(peer)
+        self.assertTrue(received.endswith(b"done"))
+        self.assertEqual(received.count(b"HTTP/1.1 102 "), 1)
+
+    def test_a_job_that_ends_while_its_client_is_looked_for_is_answered_at_once(self):
+        def answer(head, body, wait_for):
+            done = concurrent.futures.Future()
+            with mock.patch.object(
+                connection.Connection, "_show_progress", side_effect=lambda: done.set_result("done")
+            ):
+                wait_for(done)
+            return text_response(200, done.result())
+
+        self.answer = answer
+        with mock.patch.object(connection, "PROCESSING_INTERVAL", 3600.0):
+            peer = self.connect()
+            peer.sendall(GET)
+            self.assertIn(b"done", peer.recv(65536))
+
     def test_a_client_that_hangs_up_while_it_waits_is_noticed(self):
         noticed = threading.Event()
 
@@ -227,10 +328,18 @@ class Connections(unittest.TestCase):
                 raise
 
         self.answer = answer
-        peer = self.connect()
-        peer.sendall(GET)
-        peer.close()
-        self.assertTrue(noticed.wait(20))
+        for waits in (False, True):
+            noticed.clear()
+            with (
+                self.subTest(waits=waits),
+                mock.patch.object(connection, "PROCESSING_INTERVAL", 3600.0),
+            ):
+                peer = self.connect()
+                peer.sendall(GET)
+                if waits:
+                    wait_until(lambda: self.server._hangups._wake, "its thread waits")
+                peer.close()
+                self.assertTrue(noticed.wait(20))
 
     def test_a_request_is_activity_and_an_idle_connection_is_not(self):
         release = threading.Event()

@@ -1,8 +1,10 @@
 """One transformation in a worker: the order of what is done, with its parts played by the test."""
 
 import asyncio
+import builtins
 import contextlib
 import io
+import os
 import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import seamless  # noqa: E402
 from seamless_remote import buffer_remote, database_remote  # noqa: E402
 from seamless_transformer import SeamlessStreamTransformationError  # noqa: E402
 from seamless_transformer import run as seamless_run  # noqa: E402
+from seamless_transformer.probe_index import RECORD_PROBE_DUNDER  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings  # noqa: E402
 from seamless_jobserver.transport import aiohttp_standin, connection  # noqa: E402
@@ -193,6 +196,39 @@ class Messages(unittest.TestCase):
                 self.assertIn("last", text[-100:])
                 self.assertIn("characters left out", text)
 
+    def raised(self, code, place="/of/a/user.py"):
+        """Return what `code`, a function that lies in a file at `place`, raises when it is called."""
+        ours = os.path.join(os.path.dirname(failure.__file__), "plumbing.py")
+        names = {}
+        exec(compile(code, place, "exec"), names)
+        exec(compile("def call(function):\n    function()\n", ours, "exec"), names)
+        try:
+            names["call"](names["f"])
+        except (KeyError, ValueError) as error:
+            return error.with_traceback(error.__traceback__.tb_next)
+        raise AssertionError(code)
+
+    def test_what_led_to_the_users_code_is_shown_in_no_part_of_a_failure(self):
+        inner = self.raised("def f():\n    raise KeyError('inner')\n")
+        outer = self.raised("def f():\n    raise ValueError('outer')\n")
+        for cause, context in ((inner, None), (None, inner)):
+            outer.__cause__, outer.__context__ = cause, context
+            outer.__suppress_context__ = cause is not None
+            with self.subTest(cause):
+                self.check_shown(failure.describe(outer, "python"), "inner", "outer")
+        if hasattr(builtins, "ExceptionGroup"):
+            group = builtins.ExceptionGroup("several", [inner])
+            self.check_shown(failure.describe(group, "python"), "inner", "several")
+
+    def check_shown(self, text, *parts):
+        for part in (*parts, "/of/a/user.py"):
+            self.assertIn(part, text)
+        self.assertNotIn("plumbing.py", text)
+
+    def test_one_that_has_not_reached_the_users_code_is_a_message_alone(self):
+        error = self.raised("def f():\n    raise ValueError('mine')\n", failure.__file__)
+        self.assertEqual(failure.describe(error, "python"), "ValueError: mine\n")
+
     def test_what_sys_exit_was_given_may_be_anything(self):
         class Odd:
             def __repr__(self):
@@ -364,6 +400,14 @@ class SideBySide(unittest.TestCase):
             ensure({}, None)
         ensure({}, None)
         self.assertEqual(len(asked), 3)
+        with record.probes_known(in_record):
+            pass  # it never came to that
+        ensure({}, None)
+        self.assertEqual(len(asked), 4)
+
+    def test_a_probe_needs_none_itself(self):
+        probe = RunRequest("ab" * 32, TRANSFORMATION, {RECORD_PROBE_DUNDER: True}, record=True)
+        self.assertIsNone(record.probe_context(probe, mock.Mock(), 1.0))
 
     def test_a_flush_that_another_thread_gets_in_the_way_of_is_tried_again(self):
         changed = RuntimeError("dictionary changed size during iteration")

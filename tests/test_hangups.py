@@ -7,6 +7,7 @@ import threading
 import unittest
 
 from seamless_jobserver.server.hangups import Hangups
+from tests.stack import wait_until
 
 
 class Watching(unittest.TestCase):
@@ -71,6 +72,39 @@ class Watching(unittest.TestCase):
         with self.hangups.watching(again, woken.set):
             peer.close()
             self.assertTrue(woken.wait(20))
+
+    def test_the_end_of_its_block_does_not_concern_another_that_has_its_number_by_then(self):
+        ours, _theirs = self.pair()
+        again, peer = self.pair()
+        woken = threading.Event()
+        with contextlib.ExitStack() as second:
+            with self.hangups.watching(ours, lambda: None):
+                number = ours.detach()
+                reused = socket.socket(fileno=os.dup2(again.fileno(), number, inheritable=False))
+                self.addCleanup(reused.close)
+                second.enter_context(self.hangups.watching(reused, woken.set))
+            peer.close()
+            self.assertTrue(woken.wait(20))
+
+    def test_who_is_told_of_a_peer_that_has_gone_is_told_once(self):
+        ours, theirs = self.pair()
+        other, gone = self.pair()
+        told, after = [], threading.Event()
+        with (
+            self.hangups.watching(ours, lambda: told.append(None)),
+            self.hangups.watching(other, after.set),
+        ):
+            theirs.close()
+            wait_until(lambda: told, "it is told")
+            gone.close()
+            self.assertTrue(after.wait(20))
+            self.assertEqual(len(told), 1)
+
+    def test_one_that_was_closed_before_is_not_watched(self):
+        ours, _theirs = self.pair()
+        ours.close()
+        with self.hangups.watching(ours, self.fail):
+            self.assertEqual(self.hangups._wake, {})
 
     def test_many_are_watched_by_one_thread(self):
         before = len(os.listdir("/proc/self/task"))

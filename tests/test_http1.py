@@ -15,6 +15,7 @@ GOOD_REQUESTS = {
     b"GET HTTPS://b HTTP/1.1\r\nHost: a": ("GET", "/", (1, 1)),
     b"GET http://b?y HTTP/1.1\r\nHost: a": ("GET", "/?y", (1, 1)),
     b"GET http:///y HTTP/1.1\r\nHost: a": ("GET", "http:///y", (1, 1)),
+    b"GET / HTTP/1.1\r\nHost: a" + b"\r\nX: y" * (http1.MAX_FIELDS - 1): ("GET", "/", (1, 1)),
 }
 
 BAD_REQUESTS = {
@@ -26,6 +27,7 @@ BAD_REQUESTS = {
     b"GET / HTTP/11\r\nHost: a": 400,
     b"GET / HTTPS/1.1\r\nHost: a": 400,
     b"PRI * HTTP/2.0": 505,
+    b"GET / HTTP/0.9\r\nHost: a": 505,
     b"GET / HTTP/1.1": 400,  # no Host
     b"GET / HTTP/1.1\r\nHost: a\r\nHost: b": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nX": 400,
@@ -34,6 +36,10 @@ BAD_REQUESTS = {
     b"GET / HTTP/1.1\r\nHost: a\r\nX: a\nY: b": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rY: b": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nX: a\0b": 400,
+    # At an end of the value, where white space may be: these are none.
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r": 400,
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: a\n": 400,
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: \x0ba": 400,
     b"GET / HTTP/1.1\nHost: a": 400,
     b"GET /" + b"a" * http1.MAX_START_LINE + b" HTTP/1.1\r\nHost: a": 414,
     b"GET / HTTP/1.1\r\nHost: a" + b"\r\nX: y" * http1.MAX_FIELDS: 431,
@@ -70,7 +76,7 @@ BAD_BODY_LENGTHS = {
 class RequestHeads(unittest.TestCase):
     def test_well_formed_heads_are_taken_apart(self):
         for block, (method, target, version) in GOOD_REQUESTS.items():
-            with self.subTest(block):
+            with self.subTest(block[:60]):
                 head = http1.parse_request_head(block)
                 self.assertEqual(
                     (head.method, head.target, head.version), (method, target, version)
@@ -132,6 +138,12 @@ class Responses(unittest.TestCase):
         self.assertIn(b"Content-Length: 4", block)
         self.assertTrue(block.endswith(b"\r\n\r\n"))
 
+    def test_an_answer_that_has_no_body_by_nature_names_no_length(self):
+        self.assertEqual(
+            http1.render_response(204, "No Content", {"X": "y"}, b""),
+            b"HTTP/1.1 204 No Content\r\nX: y\r\n\r\n",
+        )
+
     def test_the_end_of_a_response_body_is_found(self):
         for method, block, expected in (
             ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 7", http1.BodyFraming(length=7)),
@@ -142,6 +154,7 @@ class Responses(unittest.TestCase):
                 http1.BodyFraming(chunked=True),
             ),
             ("GET", b"HTTP/1.1 204 No Content", http1.BodyFraming(length=0)),
+            ("GET", b"HTTP/1.1 304 X\r\nContent-Length: 7", http1.BodyFraming(length=0)),
             ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 7", http1.BodyFraming(length=0)),
         ):
             with self.subTest(block):
@@ -159,16 +172,28 @@ class Responses(unittest.TestCase):
                 http1.response_body_framing("GET", head)
 
     def test_malformed_status_lines_are_refused(self):
-        for block in (b"", b"HTTP/1.1", b"HTTP/1.1 20 OK", b"HTTP/1.1 600 X", b"ICY 200 OK"):
+        for block in (
+            b"",
+            b"HTTP/1.1",
+            b"HTTP/1.1 20 OK",
+            b"HTTP/1.1 600 X",
+            b"ICY 200 OK",
+            b"HTTP/1.1 200 OK\nX: y",
+            b"HTTP/1.1 200 OK\rX: y",
+        ):
             with self.subTest(block), self.assertRaises(http1.MalformedMessage):
                 http1.parse_response_head(block)
 
     def test_chunk_sizes_are_hexadecimal_and_bounded(self):
         self.assertEqual(http1.parse_chunk_size(b"1a;name=value"), 26)
-        for line in (b"", b"-1", b"0x10", b"1" * 17):
+        for line in (b"", b"-1", b"0x10", b"1" * 17, b"1\r", b"\n1", b"1\x0b"):
             with self.subTest(line), self.assertRaises(http1.MalformedMessage):
                 http1.parse_chunk_size(line)
 
     def test_a_request_head_cannot_be_given_another_line(self):
-        with self.assertRaises(ValueError):
-            http1.render_request("GET", "/", {"X": "a\r\nY: b"})
+        for end in ("\r\n", "\r", "\n"):
+            with self.subTest(end):
+                with self.assertRaises(ValueError):
+                    http1.render_request("GET", "/", {"X": f"a{end}Y: b"})
+                with self.assertRaises(ValueError):
+                    http1.render_request("GET", f"/{end}Y: b", {})

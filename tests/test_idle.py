@@ -14,7 +14,7 @@ from unittest import mock
 
 from seamless_jobserver.errors import ShuttingDown, WorkersUnavailable
 from seamless_jobserver.server import ending, lifecycle
-from seamless_jobserver.server.access import AccessRules, Gate, Standing
+from seamless_jobserver.server.access import AccessRules, Gate, Refused, Standing
 from seamless_jobserver.server.ending import is_unused
 from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity, IdleTimer
@@ -236,6 +236,56 @@ class AtTheVeryMoment(unittest.TestCase):
             shortage.clear()
             self.ask(peer)
         self.assertEqual(self.server.counts[:2], (1, 1))
+
+    def test_whatever_it_waits_for_it_keeps_it_and_who_stands_at_the_door_is_looked_after(self):
+        places = self.server._terms.places
+        start = threading.Thread.start
+
+        def start_or_not(one):
+            if one.name.startswith("jobserver-connection"):
+                raise RuntimeError("can't start new thread")
+            start(one)
+
+        want = OSError(errno.EMFILE, "Too many open files")
+        for name, shortage in {
+            "a place": mock.patch.object(places, "_free", 0),
+            "a thread": mock.patch.object(threading.Thread, "start", start_or_not),
+            "a descriptor": mock.patch.object(Gate, "admit", side_effect=want),
+        }.items():
+            looked_after = threading.Event()
+            with self.subTest(name):
+                with shortage, mock.patch.object(self.server, "service_actions", looked_after.set):
+                    peer = self.connect()
+                    self.assertTrue(looked_after.wait(20))
+                    self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+                self.ask(peer)
+                peer.close()
+                wait_until(lambda: places._free == 10, "its place is free again")
+                self.clock.now += self.TIMEOUT
+
+    def test_who_stands_at_the_door_at_the_end_is_hung_up_on(self):
+        with mock.patch.object(Gate, "admit", side_effect=Refused("a test", "403: not you")):
+            peer = self.connect()
+            wait_until(lambda: self.server._doorstep._here, "it stands there")
+            self.server.stop_accepting()
+            self.assertEqual(peer.recv(1), b"")
+
+    def test_who_gets_the_place_of_another_may_count_on_its_descriptor_too(self):
+        gone, places = [], self.server._terms.places
+        close, give_back = self.server.shutdown_request, places.give_back
+        peer = self.connect()
+        self.ask(peer)
+        with (
+            mock.patch.object(
+                self.server, "shutdown_request", lambda one: (close(one), gone.append("descriptor"))
+            ),
+            mock.patch.object(
+                places, "give_back", lambda one: (gone.append("place"), give_back(one))
+            ),
+        ):
+            peer.close()
+            wait_until(lambda: len(gone) == 2, "both are free")
+        self.assertEqual(gone, ["descriptor", "place"])
 
     def test_one_that_cannot_be_served_at_the_end_is_hung_up_on(self):
         start = threading.Thread.start

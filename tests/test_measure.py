@@ -12,8 +12,10 @@ from seamless_jobserver.transport import import_seamless_remote
 import_seamless_remote()
 
 from seamless_jobserver.processtree import ProcessId, kill_tree, read_memory  # noqa: E402
-from seamless_jobserver.worker.measure import Meter  # noqa: E402
-from tests.stack import PATIENCE, ROOT  # noqa: E402
+from seamless_jobserver.worker import memorypeak  # noqa: E402
+from seamless_jobserver.worker.measure import Measurement, Meter  # noqa: E402
+from seamless_jobserver.worker.memorypeak import MemoryPeak  # noqa: E402
+from tests.stack import PATIENCE, ROOT, wait_until  # noqa: E402
 from tests.test_processtree import FORKS, MEGABYTES  # noqa: E402
 
 MEGABYTE = 2**20
@@ -80,6 +82,24 @@ class BesideTheStore(Measured):
             pass
         self.assertAlmostEqual(self.cpu(measurement), 0.2, delta=0.1)
 
+    def test_what_that_takes_more_than_the_job_is_taken_off_the_systems_time(self):
+        for user, system, expected in (
+            (0.5, 1.0, (0.5, 1.0)),
+            (-0.3, 1.0, (0.0, 0.7)),
+            (-3.0, 1.0, (0.0, 0.0)),
+        ):
+            with (
+                self.subTest(user),
+                mock.patch.object(
+                    Measurement,
+                    "_cpu_seconds",
+                    side_effect=[(10.0, 10.0), (10.0 + user, 10.0 + system)],
+                ),
+            ):
+                runtime = self.meter.start(lambda: 0).finish()
+                used = runtime["cpu_user_seconds"], runtime["cpu_system_seconds"]
+                self.assertEqual(used, expected)
+
     def test_so_is_waiting_for_it(self):
         with mock.patch("time.perf_counter", side_effect=[10.0, 11.0, 14.0, 14.5]):
             measurement = self.meter.start(lambda: 0)
@@ -132,19 +152,80 @@ class Memory(Measured):
                 )
                 self.assertAlmostEqual(int(done.stdout) / MEGABYTE, expected, delta=25)
 
+    def test_what_a_child_had_counts_though_nobody_has_looked_and_a_copy_of_its_parent_does_not(
+        self,
+    ):
+        # In a process of its own, whose children have had nothing before.
+        program = "b = b'x' * 200 * 2**20"
+        for name, arguments, expected in (
+            ("it has 200 MB", [sys.executable, "-S", "-E", "-c", program], 200),
+            ("it was a copy of its parent for a moment", ["true"], 0),
+        ):
+            code = (
+                "import subprocess\n"
+                "from seamless_jobserver.worker.memorypeak import MemoryPeak\n"
+                "kept = b'k' * 150 * 2**20\n"
+                "peak = MemoryPeak()\npeak.start(lambda: len(kept))\npeak.stop()\n"
+                f"subprocess.run({arguments!r}, check=True)\nprint(peak.so_far())\n"
+            )
+            with self.subTest(name):
+                done = subprocess.run(
+                    [sys.executable, "-W", "ignore", "-c", code],
+                    capture_output=True,
+                    timeout=PATIENCE,
+                    cwd=ROOT,
+                    check=True,
+                )
+                self.assertAlmostEqual(int(done.stdout) / MEGABYTE, expected, delta=40)
+
+    def test_want_of_files_at_that_moment_costs_no_job(self):
+        kept = [100]
+        measurement = self.meter.start(lambda: kept[0])
+        kept[0] = 50
+        want = OSError(24, "Too many open files")
+        with mock.patch.object(memorypeak, "read_memory", side_effect=want):
+            measurement.inputs_fetched()
+            self.assertGreater(measurement.finish()["memory_peak_bytes"], 0)
+
+    def test_looking_at_children_is_left_out_and_ends_with_the_job(self):
+        def look(_peak):
+            begun = time.thread_time()
+            while time.thread_time() < begun + 0.02:
+                pass
+
+        with mock.patch.object(MemoryPeak, "_sample", look):
+            meter = Meter()
+            measurement = meter.start(lambda: 0)
+            wait_until(lambda: sum(meter._memory.cpu_seconds) > 0.05, "it is looked at")
+            measurement.finish()
+        self.assertFalse(meter._memory._wanted.is_set())
+
     def test_what_earlier_jobs_left_does_not_count_for_as_long_as_it_is_there(self):
-        # (what the job takes after it has driven out 200 MB, its peak without what is its process's)
-        for more, expected in ((300, 500), (50, 250)):
-            with self.subTest(more):
+        # (what the job takes before it has driven out 200 MB, and after that, how often it is noted
+        # that it has, its peak without what is its process's)
+        for before, more, noted, expected in (
+            (0, 300, 1, 500),
+            (0, 50, 1, 250),
+            (300, 50, 1, 500),
+            (0, 300, 0, 500),
+            (0, 300, 2, 500),
+        ):
+            with self.subTest(before=before, more=more, noted=noted):
                 kept = {"earlier": b"x" * 200 * MEGABYTE}
                 memory = read_memory()
                 process = memory.resident - memory.files - 200 * MEGABYTE
                 measurement = self.meter.start(lambda k=kept: sum(map(len, k.values())))
                 inputs = b"y" * 200 * MEGABYTE
+                transient = b"t" * before * MEGABYTE
+                del transient
                 kept.clear()
-                measurement.inputs_fetched()
+                if noted:
+                    measurement.inputs_fetched()
                 taken = b"z" * more * MEGABYTE
-                del inputs, taken
+                del taken
+                if noted > 1:  # by a nested job
+                    measurement.inputs_fetched()
+                del inputs
                 peak = measurement.finish()["memory_peak_bytes"] - process
                 self.assertAlmostEqual(peak / MEGABYTE, expected, delta=20)
 

@@ -65,6 +65,10 @@ class LettingGo(unittest.TestCase):
         settle()
         let_go()
 
+    def test_what_was_there_before_the_jobs_is_not_looked_through_after_each(self):
+        self.addCleanup(gc.unfreeze)
+        self.assertGreater(gc.get_freeze_count(), 10 * len(gc.get_objects()))
+
     def test_buffers_kept_in_case_they_are_wanted_are_gone(self):
         checksum = use(1).get_checksum()
         self.assertIsNotNone(get_buffer_cache().get(checksum))
@@ -78,6 +82,7 @@ class LettingGo(unittest.TestCase):
         del buffer
         let_go()
         self.assertEqual(get_buffer_cache().get(checksum).content, b"content 2")
+        self.assertIn(checksum, get_buffer_cache()._sizes)
         get_buffer_cache().decref(checksum)
 
     def test_results_of_nested_jobs_are_looked_up_in_the_database_again(self):

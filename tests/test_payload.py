@@ -64,6 +64,10 @@ BAD_FIELDS = [
     (transformation(a=["plain", None, 5]), "transformation_dict.a"),
     (transformation(__language__=1), "transformation_dict.__language__"),
     (transformation(__env__={}), "transformation_dict.__env__"),
+    (transformation(__schema__="x"), "transformation_dict.__schema__"),
+    (transformation(__header__="x"), "transformation_dict.__header__"),
+    (transformation(__compilation__="x"), "transformation_dict.__compilation__"),
+    (transformation(__code_text__=[]), "transformation_dict.__code_text__"),
     (transformation(__meta__=[]), "transformation_dict.__meta__"),
     (transformation(__as__="x"), "transformation_dict.__as__"),
     (transformation(__format__=[]), "transformation_dict.__format__"),
@@ -140,10 +144,17 @@ class RunRequests(unittest.TestCase):
             self.assertLess(len(str(caught.exception)), 300)
 
     def test_more_values_than_can_be_parsed_in_a_moment_are_refused_before(self):
-        for value in ("[],", "1,", '{"a":1},'):
-            body = b"[" + value.encode() * 1_000_001 + b"1]"
+        for value, count in (
+            ("[],", 1_000_001),
+            ("1,", 1_000_001),
+            ('{"a":1},', 1_000_001),
+            # There are few commas in these.
+            (100 * "[" + 100 * "]" + ",", 10_000),
+            (50 * '{"a":' + "1" + 50 * "}" + ",", 20_000),
+        ):
+            body = b"[" + value.encode() * count + b"1]"
             with (
-                self.subTest(value),
+                self.subTest(value[:10]),
                 mock.patch.object(json, "loads") as parse,
                 self.assertRaisesRegex(InvalidJSON, "over 1,000,000 values"),
             ):

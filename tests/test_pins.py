@@ -80,7 +80,22 @@ class Needs(unittest.TestCase):
         optional = {need.name: need.optional for need in needs(pins, fingertip)}
         self.assertEqual(optional, {"code": True, "x": True})
 
+    def test_a_checksum_may_be_in_capital_letters(self):
+        asked = []
+        transformation = {
+            "code": ["text", None, A.upper()],
+            "tree": ["mixed", None, B.upper()],
+            "__language__": "bash",
+            "__schema__": C.upper(),
+            "__format__": {"tree": {"filesystem": {"mode": "directory"}}},
+        }
+        found = needs(transformation, {}, lambda *one: asked.append(one))
+        self.assertEqual([need.checksum for need in found], [A, B, C])
+        self.assertEqual(asked, [(B, "directory")])
+
     def test_a_checksum_is_traced_back_to_its_pins(self):
         transformation = {"code": ["python", None, A], "x": ["plain", None, B], "y": ["", None, B]}
         self.assertEqual(pins_with(B, transformation, {"__env__": B}), ["x", "y", "__env__"])
         self.assertEqual(pins_with(C, transformation, {}), [])
+        written = {"code": ["python", None, A], "__code_checksum__": C}
+        self.assertEqual(pins_with(C, written, {}), ["__code_checksum__"])

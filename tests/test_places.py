@@ -68,6 +68,30 @@ class RoomFor(unittest.TestCase):
         self.assertFalse(places.wake(holders[1]), "it is told to end after what it is at")
         self.assertTrue(places.wake(holders[0]))
 
+    def test_one_that_has_ended_is_neither_idle_nor_on_its_way_out_any_more(self):
+        places = Places(3, least_idle=0.0)
+        asked, silent, other = self.fill(places, 3)
+        for holder in (asked, silent, other):
+            places.rest(holder)
+        self.assertFalse(places.take(MOMENT))
+        self.assertTrue(asked.ended)
+        for holder in (asked, silent):
+            places.give_back(holder)
+            self.assertTrue(places.take(MOMENT))
+        self.assertFalse(other.ended)
+        self.assertFalse(places.take(MOMENT))
+        self.assertTrue(other.ended, "the only one that is left")
+
+    def test_one_that_was_asked_to_end_and_is_at_work_does_not_keep_others_from_being_asked(self):
+        places = Places(2, least_idle=0.0)
+        first, second = self.fill(places, 2)
+        for holder in (first, second):
+            places.rest(holder)
+        self.assertFalse(places.take(MOMENT))
+        self.assertFalse(places.wake(first), "it is at its last request")
+        self.assertFalse(places.take(MOMENT))
+        self.assertTrue(second.ended)
+
     def test_while_there_is_room_nobody_has_to_end(self):
         places = Places(2, least_idle=0.0)
         holder = Holder(self)
@@ -164,9 +188,11 @@ class AtTheDoor(unittest.TestCase):
         return b"".join(received)
 
     def test_who_has_asked_is_told_at_once(self):
-        answer = self.arrive(b"GET / HTTP/1.1\r\n\r\n").recv(65536)
+        client = self.arrive(b"GET / HTTP/1.1\r\n\r\n")
+        answer = client.recv(65536)
         self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
         self.assertTrue(answer.endswith(b"\r\n\r\n403: not you"), answer)
+        self.assertEqual(client.recv(1), b"", "and that this is all")
 
     def test_who_asks_later_is_told_then(self):
         client = self.arrive()
@@ -203,6 +229,19 @@ class AtTheDoor(unittest.TestCase):
             with self.assertRaises(OSError):
                 client.sendall(b"more")
 
+    def test_who_has_been_told_late_has_a_moment_for_it_too(self):
+        clock = mock.Mock(monotonic=lambda: now)
+        now = 100.0
+        with mock.patch.object(doorstep, "time", clock):
+            client = self.arrive()
+            now += doorstep.PATIENCE - 0.1
+            client.sendall(b"GET /")
+            for passed, here in ((0.0, 1), (doorstep.LINGER - 0.1, 1), (0.1, 0)):
+                now += passed
+                self.doorstep.attend()
+                self.assertEqual(len(self.doorstep._here), here)
+        self.assertIn(b"403", client.recv(65536))
+
     def test_what_is_still_being_sent_is_taken_in(self):
         with mock.patch.object(doorstep, "LINGER", 60.0):
             client = self.arrive(b"POST / HTTP/1.1\r\n")
@@ -211,11 +250,41 @@ class AtTheDoor(unittest.TestCase):
                 self.doorstep.attend()
             self.assertIn(b"403", client.recv(65536))
 
+    def test_one_that_goes_on_sending_does_not_keep_the_others_waiting(self):
+        class Endless(socket.socket):
+            received = 0
+
+            def recv(self, most):
+                self.received += 1
+                assert self.received < 1000, "it is heard without an end"
+                return most * b"x"
+
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        endless = Endless(fileno=ours.detach())
+        self.doorstep.turn_away(endless, self.REFUSAL)
+        self.assertIn(b"403", theirs.recv(65536))
+        theirs.sendall(b"more")
+        heard = endless.received
+        self.doorstep.attend()
+        self.assertGreater(endless.received, heard, "its turn comes again")
+
     def test_one_that_has_gone_is_forgotten(self):
         self.arrive(b"GET").close()
         self.arrive().close()
         self.doorstep.attend()
         self.assertEqual(self.doorstep._here, {})
+
+    def test_nor_is_it_looked_for_while_others_stand_there(self):
+        other = self.arrive()
+        for data in (b"GET", b""):
+            self.arrive(data).close()
+        for _ in range(2):
+            self.doorstep.attend()
+            self.assertEqual(len(self.doorstep._here), 1)
+        other.sendall(b"GET")
+        self.doorstep.attend()
+        self.assertIn(b"403", other.recv(65536))
 
 
 class InTheLog(unittest.TestCase):

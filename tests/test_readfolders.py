@@ -1,7 +1,9 @@
 """Buffers from read folders: found in both layouts, checked, and left alone when in doubt."""
 
 import hashlib
+import json
 import unittest
+from unittest import mock
 
 from seamless_jobserver.transport import import_seamless_remote
 
@@ -9,6 +11,8 @@ import_seamless_remote()  # first: a thread of Seamless's own would import it on
 
 import seamless  # noqa: E402
 
+from seamless_jobserver.worker.nearby import Nearby  # noqa: E402
+from seamless_jobserver.worker.pins import Need  # noqa: E402
 from seamless_jobserver.worker.readfolders import ReadFolders, store_folder  # noqa: E402
 from tests.stack import temporary_directory  # noqa: E402
 
@@ -106,3 +110,35 @@ class Reading(unittest.TestCase):
         for count in (3, 60):
             found = self.folders.read(names[:count])
             self.assertEqual([buffer.content for buffer in found], contents[:count])
+
+    def test_they_come_also_when_there_are_no_threads_to_be_had(self):
+        contents = [str(number).encode() for number in range(60)]
+        names = [hashlib.sha256(content).hexdigest() for content in contents]
+        for name, content in zip(names, contents, strict=True):
+            put(self.folder / name, content)
+        want = RuntimeError("can't start new thread")
+        with mock.patch("threading.Thread.start", side_effect=want):
+            found = self.folders.read(names)
+            self.assertEqual([buffer.content for buffer in found], contents)
+            self.assertEqual(self.folders.without(found), [])
+
+    def test_a_folder_comes_with_its_leaves_and_is_kept_for_the_jobs_to_come(self):
+        leaves = [b"one leaf", b"another", b""]
+        names = {
+            str(number): hashlib.sha256(leaf).hexdigest() for number, leaf in enumerate(leaves)
+        }
+        structure = json.dumps(names).encode() + b"\n"
+        contents = [structure, *leaves[:2]]  # the empty one Seamless knows by its checksum
+        paths = [self.folder / hashlib.sha256(content).hexdigest() for content in contents]
+        for path, content in zip(paths, contents, strict=True):
+            put(path, content)
+        nearby = Nearby(10**6)
+        nearby._folders = self.folders
+        wanted = [Need("a", "folder", paths[0].name)]
+        for _ in range(2):
+            found, complete = nearby.take(wanted)
+            self.assertTrue(complete)
+            self.assertEqual({buffer.content for buffer in found}, set(contents))
+            del found
+            for path in paths:
+                path.unlink(missing_ok=True)

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import threading
 import unittest
+import weakref
 from unittest import mock
 
 from seamless_jobserver import receipts
@@ -150,3 +152,30 @@ class Pipe(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(outcome.traffic, Traffic(stored=7))
         self.assertTrue(worker._nothing_owed.wait(20))  # it has sent, and is about to note that
         worker.settle()
+
+    async def test_a_worker_that_cannot_send_one_ends_before_anything_else_begins(self):
+        begun = []
+
+        def send(*_):
+            begun.append(worker._nothing_owed.is_set())
+            raise BrokenPipeError
+
+        worker = Confirmations(self.directory, Traffic)
+        worker._sender = mock.Mock(send=send)
+        with mock.patch.object(confirmations.os, "kill") as kill:
+            worker.follow(1, lambda: STORED)
+            self.assertTrue(worker._nothing_owed.wait(20))
+        self.assertEqual(begun, [False])
+        kill.assert_called_once_with(os.getpid(), signal.SIGKILL)
+
+    async def test_a_result_is_not_held_when_it_is_confirmed(self):
+        class Result:
+            pass
+
+        result = Result()
+        gone = weakref.ref(result)
+        worker = Confirmations(self.directory, Traffic)
+        worker.follow(1, lambda result=result: STORED if result else None)
+        del result
+        await asyncio.wait_for(self.receipts.of(1), 20)
+        self.assertIsNone(gone())

@@ -352,6 +352,7 @@ class Failures(OnOneServer):
             raising.format("exec('raise KeyboardInterrupt')"),
             raising.format("os.close(2) or 1 // 0"),
             "class Bad(Exception):\n        __str__ = lambda self: 1 // 0\n"
+            "        errno = property(__str__)\n"
             "    def fail(self): raise Bad\n"
             "    sys.stdout = type('Tee', (), {'flush': fail})()",
         ):

@@ -113,7 +113,15 @@ class Kept(unittest.TestCase):
 
     def test_the_database_is_not_told_of_one_that_still_wants_its_record(self):
         clients = {
-            "buffer": [{"readonly": False, "remote_url": "http://store:1"}],
+            "buffer": [
+                {"readonly": True, "remote_url": "http://archive:1"},
+                {
+                    "readonly": False,
+                    "remote_url": "http://store:1",
+                    "url": "http://by-another-way:1",
+                },
+                {"readonly": False, "remote_url": "http://store:2"},
+            ],
             "database": [{"readonly": False, "remote_url": "http://database:1"}],
         }
         for record, whole, told in ((False, True, True), (True, True, False), (True, False, False)):
@@ -125,7 +133,8 @@ class Kept(unittest.TestCase):
                 with mock.patch.object(upload, "_put", return_value=201) as put:
                     upload._upload(path, None, None)
                 asked = [call.args[0] for call in put.call_args_list]
-                self.assertIn("http://store:1", asked)
+                stores = {"http://store:1", "http://store:2"}
+                self.assertEqual({*asked} - {"http://database:1"}, stores)
                 self.assertEqual("http://database:1" in asked, told)
                 self.assertEqual(path.exists(), not told)
 
@@ -140,6 +149,50 @@ class Kept(unittest.TestCase):
             )
         self.assertEqual(put.call_args.args[0], "http://database:1")
         self.assertFalse(kept.path.exists())
+
+    def test_a_buffer_counts_as_stored_only_when_the_store_says_so(self):
+        kept = self.keep()
+        # What the store answers, one after another, and what the database does.
+        for stored, told, message in (
+            ([202, 507], [], "the hashserver http://store:1 answered 507"),
+            ([202, 201], [500], "the database http://database:1 answered 500"),
+            ([202, 202, 200], [201], None),
+        ):
+            with (
+                self.subTest(stored),
+                mock.patch.object(upload, "_PAUSE", 0.0),
+                mock.patch.object(upload, "_put", side_effect=stored + told) as put,
+            ):
+                places = kept.path, "http://me:sesame@store:1", "http://me:sesame@database:1"
+                if message is None:
+                    self.assertEqual(upload._upload(*places), "uploaded")
+                else:
+                    with self.assertRaisesRegex(upload.UploadFailed, message) as caught:
+                        upload._upload(*places)
+                    self.assertNotIn("sesame", str(caught.exception))
+                sent = [call.args[:2] for call in put.call_args_list]
+                buffer = ("http://me:sesame@store:1", f"/{OUTCOME.result_checksum}")
+                database = ("http://me:sesame@database:1", "/")
+                self.assertEqual(sent, len(stored) * [buffer] + len(told) * [database])
+                self.assertEqual(kept.path.exists(), message is not None)
+
+    def test_of_several_the_others_are_uploaded_when_one_is_not_and_the_exit_code_says_so(self):
+        self.keep()
+        other = dataclasses.replace(REQUEST, checksum="ef" * 32)
+        self.safekeeping.keep(other, OUTCOME, [RESULT], whole=True)
+        answers = [upload.UploadFailed("a \x1b[2J stranger"), 201, 201]
+        said = io.StringIO()
+        with (
+            mock.patch.object(upload, "_put", side_effect=answers),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            code = upload.main(["--store", "http://store:1", "--database", "http://database:1"])
+        self.assertEqual(code, 1)
+        self.assertEqual(len(list(spool.entries(self.directory / "spool"))), 1)
+        self.assertRegex(said.getvalue(), r"(?m): not uploaded: a .\[2J stranger$")
+        self.assertRegex(said.getvalue(), r"(?m): uploaded$")
+        self.assertNotIn("\x1b", said.getvalue())
 
     def test_one_that_cannot_be_removed_is_delivered_all_the_same(self):
         kept = self.keep()

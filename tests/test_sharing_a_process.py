@@ -30,12 +30,19 @@ def f(nonce):
         "policy": os.sched_getscheduler(0),
         "signals": [str(signal.getsignal(n)) for n in (1, 2, 10, 14, 15)],
         "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-        "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        "timers": [signal.getitimer(number)[0] > 0 for number in range(3)],
+        "descriptor of wake-ups": signal.set_wakeup_fd(-1),
         "logging": [logging.root.level, len(logging.root.handlers), logging.root.manager.disable,
                     logging.getLogger("seamless").level, logging.getLogger("of.a.job").level],
+        "loggers": [[len(one.filters), one.propagate, one.disabled]
+                    for one in map(logging.getLogger, ("seamless", "of.a.job"))],
         "warnings": [str(one) for one in warnings.filters],
         "recursion": sys.getrecursionlimit(),
-        "hooks": [sys.excepthook is sys.__excepthook__, sys.gettrace() is None, gc.isenabled()],
+        "hooks": [sys.excepthook is sys.__excepthook__, sys.displayhook is sys.__displayhook__,
+                  threading.excepthook is threading.__excepthook__, sys.gettrace() is None,
+                  sys.getprofile() is None],
+        "collector": [gc.isenabled(), gc.get_threshold()],
+        "turns of threads": sys.getswitchinterval(),
         "decimals": decimal.getcontext().prec,
         "numpy errors": numpy.geterr(),
         "socket timeout": socket.getdefaulttimeout(),
@@ -55,7 +62,9 @@ def f(nonce):
                         logging.raiseExceptions, logging.lastResort is None],
         "collector's callbacks": len(gc.callbacks),
         "stack size": threading.stack_size(),
-        "tracing of threads": threading._trace_hook is None,
+        "tracing of threads": [threading._trace_hook is None, threading._profile_hook is None],
+        "finders of a hook": "/of/a/hook" in sys.path_importer_cache,
+        "modules of a transformation": "transformer.left" in sys.modules,
         "length of tracebacks": getattr(sys, "tracebacklimit", None),
         "what cannot be raised": sys.unraisablehook is sys.__unraisablehook__,
         "threads not of Python": None,
@@ -75,11 +84,19 @@ MEDDLING = {
     "policy": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
     "signals": "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, lambda *a: None)",
     "mask": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
-    "timer": "signal.setitimer(signal.ITIMER_REAL, 500)",
+    "timers": "for number in range(3): signal.setitimer(number, 500)",
+    "descriptor of wake-ups": "signal.set_wakeup_fd(os.open('/dev/null', os.O_WRONLY | os.O_NONBLOCK))",
     "logging": "logging.basicConfig(level=1); logging.disable(50); logging.getLogger('of.a.job').setLevel(10); logging.getLogger('seamless').setLevel(10)",
+    "loggers": (
+        "for one in map(logging.getLogger, ('seamless', 'of.a.job')):\n"
+        "        one.addFilter(print); one.propagate = False; one.disabled = True"
+    ),
     "warnings": "warnings.simplefilter('error')",
     "recursion": "sys.setrecursionlimit(5000)",
-    "hooks": "sys.excepthook = print; sys.settrace(lambda *a: None); gc.disable()",
+    "hooks": "sys.excepthook = sys.displayhook = threading.excepthook = print; "
+    "sys.settrace(lambda *a: None); sys.setprofile(lambda *a: None)",
+    "collector": "gc.disable(); gc.set_threshold(5, 5, 5)",
+    "turns of threads": "sys.setswitchinterval(0.1)",
     "decimals": "decimal.getcontext().prec = 3",
     "numpy errors": "import numpy; numpy.seterr(all='raise')",
     "socket timeout": "socket.setdefaulttimeout(3)",
@@ -99,7 +116,20 @@ MEDDLING = {
     "logging.setLoggerClass(type('Mine', (logging.Logger,), {})); logging.lastResort = None",
     "collector's callbacks": "gc.callbacks.append(lambda *a: None)",
     "stack size": "threading.stack_size(2**20)",
-    "tracing of threads": "threading.settrace(lambda *a: None)",
+    "tracing of threads": "threading.settrace(lambda *a: None); threading.setprofile(print)",
+    # In use without the hook that has made it, for as long as it is remembered.
+    "finders of a hook": (
+        "import importlib.machinery, importlib.util\n"
+        "    def hook(path):\n"
+        "        if path != '/of/a/hook': raise ImportError\n"
+        "        return importlib.machinery.FileFinder('/')\n"
+        "    sys.path_hooks.append(hook); sys.path.append('/of/a/hook')\n"
+        "    sys.path_importer_cache.pop('/of/a/hook', None); importlib.util.find_spec('nowhere')"
+    ),
+    # As they are when two nested ones have left in another order than they had come.
+    "modules of a transformation": (
+        "import types; sys.modules['transformer.left'] = types.ModuleType('transformer.left')"
+    ),
     "length of tracebacks": "sys.tracebacklimit = 0",
     "what cannot be raised": "sys.unraisablehook = print",
     # threading knows each by a dummy from then on, also when it has ended.
@@ -142,6 +172,12 @@ class Own(logging.Handler):
     def emit(self, record):
         pass
 logging.getLogger(__name__ + ".part").addHandler(Own())
+class Record(logging.LogRecord):
+    pass
+logging.setLogRecordFactory(Record)
+class Talkative(logging.getLoggerClass()):
+    pass
+logging.setLoggerClass(Talkative)
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name.startswith("installed.late"):
@@ -175,6 +211,7 @@ def f(number):
         [name(one) for one in logging.getLogger("installed").handlers],
         [name(one) for one in logging.getLogger("installed.part").handlers],
         [name(one) for one in __import__("gc").callbacks if "collecting" in name(one)],
+        [name(logging.getLogRecordFactory()), name(logging.getLoggerClass())],
         [name(one) for one in logging.getLogger("of.a.job").handlers + logging.root.handlers],
     ]
 """
@@ -192,6 +229,8 @@ OWN_INSTALLATIONS = (
     "logging.getLogger('installed').handlers.clear()",
     "logging.getLogger('of.a.job').addHandler(logging.NullHandler())",
     "logging.root.addHandler(logging.NullHandler())",
+    "import installed; logging.getLogger('of.a.job').addHandler(installed.Own())",
+    "logging.setLogRecordFactory(logging.LogRecord); logging.setLoggerClass(logging.Logger)",
 )
 
 # A watchdog that nobody has called off: it strikes while the process is put back.
@@ -218,8 +257,11 @@ PAST_MENDING = {
         "threading.Thread(target=threading.Event().wait, daemon=True, name='mine').start()",
         "left threads behind: mine",
     ),
+    # It counts as one from the moment on at which it has its first turn.
     "threads behind the back of threading": (
-        "import _thread; _thread.start_new_thread(threading.Event().wait, ())",
+        "import _thread; begun = threading.Event()\n"
+        "    _thread.start_new_thread(lambda: begun.set() or threading.Event().wait(), ())\n"
+        "    begun.wait()",
         "left 1 threads behind that were started without threading",
     ),
     "processes": ("subprocess.Popen(['sleep', '600'])", "left 1 processes behind"),
@@ -232,6 +274,22 @@ PAST_MENDING = {
         "has grown by",
     ),
     "files": ("sys.leak = [open('/dev/null') for _ in range(300)]", "files open"),
+    "the locale": (
+        "import locale; look = locale.setlocale\n"
+        "    def refuse(kind, wanted=None):\n"
+        "        if wanted is not None: raise locale.Error('it is gone')\n"
+        "        return 'of a job'\n"
+        "    locale.setlocale = refuse",
+        "cannot be put back: it is gone",
+    ),
+    "what makes pictures": (
+        "import types; sys.modules['matplotlib.pyplot'] = types.ModuleType('pyplot')",
+        "matplotlib cannot be put back: AttributeError",
+    ),
+    "what it is put back with": (
+        "logging.captureWarnings = None",
+        "what a job has changed cannot be put back: TypeError",
+    ),
 }
 
 
@@ -329,7 +387,8 @@ class SharedProcess(OnAStore):
         opened = [
             self.value(self.server.run(self.store.request(code, a=number))) for number in range(8)
         ]
-        self.assertLessEqual(opened[-1], opened[1], opened)
+        # More or less of them are open to the store at the same time.
+        self.assertLess(opened[-1], opened[1] + 4, opened)
 
     def test_a_job_that_has_ended_is_not_ended_by_the_interpreter_later(self):
         self.meddle("import faulthandler; faulthandler.dump_traceback_later(2, exit=True)")
@@ -381,7 +440,8 @@ class SharedProcess(OnAStore):
         self.assertEqual(first[0], 42)
         self.assertEqual(first[1][0], "Finder")
         self.assertEqual(first[2][-1], "hook")
-        self.assertEqual(first[3:], [["NullHandler"], ["Own"], ["collecting"], []])
+        installed = [["NullHandler"], ["Own"], ["collecting"], ["Record", "Talkative"], []]
+        self.assertEqual(first[3:], installed)
         self.assertEqual(report(), first)
         for what in OWN_INSTALLATIONS:
             code = f"def f(a):\n    import logging, sys\n    {what}\n    return a\n"
@@ -422,6 +482,10 @@ class SharedProcess(OnAStore):
             "subprocess.run(['true']); os.system('sleep 0.01 & wait')",
             "p = subprocess.Popen(['true']); os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)",
             "os.popen('echo all; exec >&-; sleep 0.05').read()",
+            "import time; threading.Thread(target=time.sleep, args=(0.5,)).start()",
+            "import _thread, time; begun = threading.Event()\n"
+            "    _thread.start_new_thread(lambda: begun.set() or time.sleep(0.5), ())\n"
+            "    begun.wait()",
         ):
             self.meddle(what)
         self.assertEqual(self.report()["pid"], before)
@@ -444,6 +508,18 @@ class SharedProcess(OnAStore):
         self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=10))), 11)
         self.assertNotIn("is replaced", server.log)
 
+    def test_inputs_that_are_kept_on_purpose_cost_no_worker_however_large(self):
+        place = self.directory / "kept"
+        place.mkdir()
+        limited = constants(place, {"worker.leftovers.GROWTH_LIMIT": 60 * 2**20})
+        server = self.start("--cache-size", "250M", env=limited)
+        for a in range(2):
+            content = bytes([a]) * 100 * 2**20
+            request = self.store.request("def f(a):\n    return len(a.content)\n", a=content)
+            self.assertEqual(self.value(server.run(request)), len(content))
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=10))), 11)
+        self.assertNotIn("is replaced", server.log)
+
     def test_a_result_is_stored_however_few_files_its_job_has_left_itself(self):
         # With a read folder nothing has been asked of the store before the result is sent.
         server = self.start(
@@ -455,7 +531,12 @@ class SharedProcess(OnAStore):
             "    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
             "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))\n    return a\n"
         )
-        self.assertEqual(self.value(server.run(self.store.request(code, a=12))), 12)
+        large = "def f(a):\n    return len(b'x' * a)\n"
+        self.value(server.run(self.store.request(large, a=300 * 10**6)))
+        answer = server.run(self.store.request(code, a=12))
+        self.assertEqual(self.value(answer), 12)
+        # And measured: that of the process's life would be all that can be told without files.
+        self.assertLess(answer.json["record_runtime"]["memory_peak_bytes"], 100e6)
         self.assertNotIn("is replaced", server.log)
 
     def test_a_raised_nice_value_is_put_back_or_costs_the_worker(self):

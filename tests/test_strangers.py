@@ -31,7 +31,17 @@ from seamless_jobserver.server.http import JobHTTPServer
 from seamless_jobserver.server.idle import Activity
 from seamless_jobserver.server.response import text_response
 from tests.stack import PATIENCE, free_port, temporary_directory, wait_until
-from tests.test_access import AS_ROOT, STRANGER, Served, as_user, ask, basic, head, make_certificate
+from tests.test_access import (
+    AS_ROOT,
+    STRANGER,
+    Served,
+    as_user,
+    ask,
+    basic,
+    dual_listener,
+    head,
+    make_certificate,
+)
 from tests.test_running import OnAStore
 from tests.test_sharing_a_process import THREE_LEVELS
 
@@ -273,16 +283,27 @@ class Localhost(OnAStore):
 
     def test_there_is_nothing_to_hold_where_neither_or_both_are_listened_at(self):
         for address, holds in (
-            ("127.0.0.1", True),
-            ("0.0.0.0", True),
-            ("::", False),
-            ("10.0.0.1", False),
+            ("127.0.0.1", "::1"),
+            ("127.0.0.5", "::1"),  # a browser knows it as localhost no less
+            ("::1", "127.0.0.1"),
+            ("0.0.0.0", "::"),
+            ("::", None),
+            ("10.0.0.1", None),
         ):
-            with self.subTest(address):
-                held = loopback.hold_other(address, free_port())
-                self.assertEqual(held is not None, holds)
+            with self.subTest(address), contextlib.ExitStack() as stack:
+                port = free_port()
+                if address != "10.0.0.1":
+                    port = stack.enter_context(dual_listener(address)).getsockname()[1]
+                held = loopback.hold_other(address, port)
                 if held is not None:
-                    held.close()
+                    stack.enter_context(held)
+                self.assertEqual(held and held.getsockname()[0], holds)
+
+    def test_nor_where_this_machine_has_no_other(self):
+        for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            missing = OSError(number, os.strerror(number))
+            with mock.patch.object(socket, "socket", side_effect=missing):
+                self.assertIsNone(loopback.hold_other("127.0.0.1", 1))
 
 
 class SharedDirectory(OnAStore):
@@ -479,6 +500,78 @@ class WithTls(InProcessWithTls):
     def test_in_the_clear_it_is_said_that_tls_is_wanted(self):
         self.assertTrue(self.converse(request()).startswith(b"HTTP/1.1 426 "))
 
+    def test_one_that_makes_room_while_it_begins_tls_is_closed(self):
+        wrap, strangers = self.tls.wrap_socket, self.server._terms.strangers
+
+        def make_room(plain, **settings):
+            wrapped = wrap(plain, **settings)
+            # Of its two sockets the old one is closed, and the new one is not in its place yet.
+            with mock.patch.object(strangers, "_free", 0):
+                self.assertFalse(strangers.take(0.0))
+            return wrapped
+
+        with (
+            mock.patch.multiple(connection, STRANGER_LIMIT=600.0, _HANDSHAKE_LIMIT=600.0),
+            mock.patch.object(self.tls, "wrap_socket", make_room),
+        ):
+            half = self.connect()
+            half.settimeout(20)
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")
+            self.assertEqual(half.recv(1), b"")
+
+    def test_a_client_that_hangs_up_while_it_waits_is_noticed(self):
+        noticed = threading.Event()
+
+        def answer(_head, _body, wait_for):
+            try:
+                wait_for(concurrent.futures.Future())
+            except connection.ClientGone:
+                noticed.set()
+                raise
+
+        self.answer = answer
+        with self.context.wrap_socket(self.connect(), server_hostname="localhost") as client:
+            client.sendall(request())
+        self.assertTrue(noticed.wait(20))
+
+    def test_what_it_sends_while_it_waits_is_its_next_request(self):
+        end, arrived = concurrent.futures.Future(), threading.Event()
+        add = connection.RequestReader.add
+
+        def note(reader, data):
+            add(reader, data)
+            if b"/second" in data:
+                arrived.set()
+
+        def answer(head, _body, wait_for):
+            if head.target == "/first":
+                wait_for(end)
+            return text_response(200, head.target)
+
+        self.answer = answer
+        with (
+            mock.patch.object(connection, "PROCESSING_INTERVAL", 0.05),
+            mock.patch.object(connection.RequestReader, "add", note),
+            self.context.wrap_socket(self.connect(), server_hostname="localhost") as client,
+        ):
+            client.sendall(request(target="/first"))
+            client.sendall(request("Connection: close", target="/second"))
+            self.assertTrue(arrived.wait(20), "its client has been looked for")
+            end.set_result(None)
+            received = b""
+            while piece := client.recv(65536):
+                received += piece
+        self.assertEqual(received.count(b"HTTP/1.1 200 "), 2)
+        self.assertTrue(received.endswith(b"/second"), received)
+
+    def test_of_what_a_client_sends_while_it_waits_little_is_taken(self):
+        ours = connection.Connection(mock.Mock(), self.server._terms, Standing.OWNER)
+        ours.socket = mock.Mock(spec=ssl.SSLSocket)
+        ours.socket.recv.side_effect = lambda most: most * b"x"
+        for _ in range(10):
+            self.assertFalse(ours._client_gone())
+        self.assertLess(ours._reader.pending, 3 * connection.CHUNK)
+
 
 class OfTheOwner(InProcessWithTls):
     RULES = AccessRules()
@@ -520,9 +613,46 @@ class AskedToEnd(InProcess):
         arrived, release, unheard = (threading.Event() for _ in range(3))
         response = dataclasses.replace(text_response(503, "ended"), unheard=unheard.set)
         self.answer = lambda *_: (arrived.set(), release.wait(20), response)[-1]
-        client = self.connect()
-        self.assertTrue(self.asked_at_the_end(client, arrived, release).endswith(b"ended"))
+        received = self.asked_at_the_end(self.connect(), arrived, release)
+        self.assertTrue(received.endswith(b"ended"))
+        self.assertIn(b"Connection: close\r\n", received, "nothing more can be asked here")
         self.assertFalse(unheard.is_set())
+
+
+class MakingRoom(InProcess):
+    RULES = AccessRules(any_user=True)
+    MOST = 1
+
+    def test_a_request_that_arrives_as_its_connection_is_asked_to_end_is_answered(self):
+        places_ = self.server._terms.places
+        self.answer = lambda *_: text_response(200, "before")
+        client = self.connect()
+        client.sendall(request())
+        self.assertTrue(client.recv(65536).endswith(b"before"))
+        wait_until(lambda: places_._idle, "it is idle")
+
+        def answer(_head, _body, wait_for):
+            end = concurrent.futures.Future()
+            # Later than what comes at once, so that the client is looked for.
+            threading.Timer(0.2, end.set_result, (None,)).start()
+            wait_for(end)
+            return text_response(200, "after")
+
+        def send_first(_):
+            client.sendall(request())
+            return False
+
+        self.answer = answer
+        with (
+            mock.patch.object(places_, "_least_idle", 0.0),
+            mock.patch.object(places, "_has_sent", send_first),
+        ):
+            other = self.connect()
+            received = client.recv(65536)
+        self.assertIn(b"Connection: close\r\n", received)
+        self.assertTrue(received.endswith(b"after"), received)
+        other.sendall(request())
+        self.assertTrue(other.recv(65536).endswith(b"after"), "it has the place then")
 
 
 class WithoutThePassword(InProcess):
@@ -562,6 +692,29 @@ class WithoutThePassword(InProcess):
         client.sendall(b"GET / HT")
         wait_until(lambda: self.server.counts[0], "it is being read")
         self.assertGreater(self.activity.idle_seconds(), 0)
+
+    def test_who_has_given_the_password_leaves_its_place_to_the_next_stranger(self):
+        strangers = self.server._terms.strangers
+        with mock.patch.object(strangers, "_free", 2):
+            for _ in range(4):
+                answer = self.converse(request(PASSWORD, "Connection: close"))
+                self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+            wait_until(lambda: strangers._free == 2, "all are free again")
+
+    def test_who_waits_for_a_place_and_goes_away_is_let_go(self):
+        release = threading.Event()
+        self.addCleanup(release.set)
+        self.answer = lambda *_: release.wait(PATIENCE) and text_response(200, "x")
+        clients = [self.connect() for _ in range(self.MOST)]
+        for client in clients:
+            client.sendall(request(PASSWORD))
+        places_ = self.server._terms.places
+        wait_until(lambda: places_._free == 0, "all places are taken")
+        late = self.connect()
+        late.sendall(request(PASSWORD))
+        wait_until(lambda: places_._wanted, "it waits for one")
+        late.close()
+        wait_until(lambda: self.server.counts[0] == self.MOST, "it is forgotten")
 
     def test_with_the_password_a_connection_waits_for_a_place_like_any_other(self):
         release = threading.Event()

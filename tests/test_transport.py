@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import unittest
+import zlib
 from unittest import mock
 
 from seamless_jobserver.transport import aiofiles_standin, aiohttp_standin, connection
-from seamless_jobserver.transport.connector import Connector
+from seamless_jobserver.transport.connector import KEPT_ALIVE, Connector
 from seamless_jobserver.transport.frozendict_standin import frozendict
-from seamless_jobserver.transport.request import Origin
+from seamless_jobserver.transport.request import Origin, decode
 from seamless_jobserver.worker.lane import within
 from tests.scripted_server import OK, Peer, ScriptedServer
 from tests.stack import ROOT, free_port, temporary_directory
@@ -59,9 +60,9 @@ def reset_after_request(peer: Peer) -> None:
     peer.reset()
 
 
-def reset_in_body(peer: Peer) -> None:
+def reset_in_body(peer: Peer, head: bytes = HEAD_OF_100) -> None:
     peer.read_request()
-    peer.send(HEAD_OF_100 + b"x" * 10)
+    peer.send(head + b"x" * 10)
     peer.reset()
 
 
@@ -110,6 +111,11 @@ FAULTS = {
     "it sends a chunk size that is none": (
         # aiohttp blames the head or the body, as both happen to arrive together or not.
         after_request(CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n"),
+        ("ClientError",),
+        ("ClientConnectionError",),
+    ),
+    "it sends a chunk that is longer than it said": (
+        after_request(CHUNKED + b"2\r\nabc\r\n0\r\n\r\n"),
         ("ClientError",),
         ("ClientConnectionError",),
     ),
@@ -170,6 +176,27 @@ class Kept(unittest.IsolatedAsyncioTestCase):
         late.close.assert_called_once_with()
         self.assertIsNone(connector.take(origin, 0.0))
 
+    async def test_of_those_kept_the_one_used_last_is_taken_and_none_grows_old(self):
+        connector = Connector(asyncio.get_running_loop())
+        origin = Origin(False, "127.0.0.1", 1)
+        old, first, last = (mock.Mock(usable=True, idle=True) for _ in range(3))
+        connector.keep(origin, old, 0.0)
+        connector.keep(origin, first, KEPT_ALIVE - 1)
+        old.close.assert_not_called()
+        connector.keep(origin, last, KEPT_ALIVE)
+        old.close.assert_called_once_with()
+        self.assertIs(connector.take(origin, KEPT_ALIVE), last)
+        self.assertIsNone(connector.take(origin, 3 * KEPT_ALIVE))
+        first.close.assert_called_once_with()
+
+    def test_it_can_be_closed_when_its_loop_is(self):
+        loop = asyncio.new_event_loop()
+        connector = Connector(loop)
+        connector.keep(Origin(False, "127.0.0.1", 1), mock.Mock(usable=True), 0.0)
+        loop.close()
+        connector._close()
+        self.assertEqual(connector._idle, {})
+
 
 class ClientSuite:
     """What seamless-remote relies on, over whatever `self.client` is."""
@@ -217,9 +244,11 @@ class ClientSuite:
                 self.assertEqual(response.status, 404)
             async with session.post(server.url) as response:
                 self.assertEqual(response.status, 404)
+            async with session.put(f"{server.url}/a b%20ü?q=ü", data=b"") as response:
+                self.assertEqual(response.status, 404)
 
         self.run_session(work)
-        (get, get_body), (put, put_body), (post, post_body) = seen
+        (get, get_body), (put, put_body), (post, post_body), (empty, _) = seen
         self.assertTrue(get.startswith("GET /a/b HTTP/1.1\r\n"))
         self.assertEqual(json.loads(get_body), {"x": [1]})
         self.assertIn("application/json", get)
@@ -228,6 +257,8 @@ class ClientSuite:
         self.assertEqual(put_body, b"\0\xff")
         self.assertTrue(post.startswith("POST / "))
         self.assertEqual(post_body, b"")
+        self.assertTrue(empty.startswith("PUT /a%20b%20%C3%BC?q=%C3%BC HTTP/1.1\r\n"), empty)
+        self.assertIn("Content-Length: 0\r\n", empty + "\r\n")
 
     def test_requests_share_a_kept_connection(self):
         server = self.serve(answer_each)
@@ -265,15 +296,23 @@ class ClientSuite:
 
     def test_a_connection_that_the_server_closes_is_not_used_again(self):
         closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
-        for data in (OK, closing, b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"):
-            server = self.serve(after_request(data))
+        old = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        for data, script in (
+            (OK, after_request),
+            (closing, after_request),
+            (old, after_request),
+            # It will take no more, and has not closed it yet.
+            (closing, then_hold),
+            (old, then_hold),
+        ):
+            server = self.serve(script(data))
 
             async def work(session, url=server.url):
                 for _ in range(3):
                     async with session.get(url) as response:
                         self.assertEqual(await response.read(), b"ok")
 
-            with self.subTest(data):
+            with self.subTest(data, script=script.__name__):
                 self.run_session(work)
                 self.assertEqual(server.connections, 3)
 
@@ -469,11 +508,177 @@ class StandIn(ClientSuite, unittest.TestCase):
 
     client = aiohttp_standin
 
+    def test_a_request_whose_kept_connection_the_server_has_dropped_is_sent_again(self):
+        # What the server sends of an answer before it closes, and whether that was none.
+        for beginning, repeated in ((b"", True), (b"HTTP/1.1 2", False)):
+            requests = []
+
+            def script(peer, beginning=beginning, requests=requests):
+                for answer in (OK, beginning) if not requests else (OK,):
+                    requests.append(peer.read_head())
+                    peer.send(answer)
+
+            server = self.serve(script)
+
+            async def work(session, url=server.url):
+                for _ in range(2):
+                    async with session.get(url) as response:
+                        self.assertEqual(await response.read(), b"ok")
+
+            with self.subTest(beginning):
+                if repeated:
+                    self.run_session(work)
+                else:
+                    with self.assertRaises(aiohttp_standin.ServerDisconnectedError):
+                        self.run_session(work)
+                self.assertEqual(len(requests), 3 if repeated else 2)
+
+    def test_what_comes_behind_an_answer_is_not_taken_for_the_next(self):
+        stray = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray"
+        answers = [OK + stray, OK]
+
+        def script(peer):
+            while peer.read_head():
+                peer.send(answers.pop(0))
+
+        server = self.serve(script)
+
+        async def work(session):
+            for _ in range(2):
+                async with session.get(server.url) as response:
+                    self.assertEqual(await response.read(), b"ok")
+
+        self.run_session(work)
+        self.assertEqual(server.connections, 2)
+
+    def test_a_reset_is_not_taken_for_the_end_of_a_body_that_ends_with_the_connection(self):
+        # As it is by aiohttp.
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        server = self.serve(lambda peer: reset_in_body(peer, head))
+        with self.assertRaises(aiohttp_standin.ClientError):
+            self.fetch(server.url)
+
+    def test_what_has_no_end_is_given_up(self):
+        endless = 200_000 * b"a"
+        for beginning, expected in (
+            (b"HTTP/1.1 200 OK\r\nX: ", aiohttp_standin.ClientResponseError),
+            (CHUNKED + b"1;", aiohttp_standin.ClientPayloadError),
+        ):
+            server = self.serve(then_hold(beginning + endless))
+            with self.subTest(beginning), self.assertRaises(expected):
+                self.fetch(server.url, sock_read=5.0)
+
+    def test_so_many_requests_are_under_way_at_a_time(self):
+        under_way, most = set(), []
+
+        async def send(_method, target, *_):
+            under_way.add(target.path)
+            most.append(len(under_way))
+            await asyncio.sleep(0)
+            under_way.remove(target.path)
+            return mock.Mock()
+
+        async def work(session):
+            async def one(number):
+                async with session.get(f"http://127.0.0.1/{number}"):
+                    pass
+
+            with mock.patch.object(session, "_send", send):
+                await asyncio.gather(*map(one, range(10)))
+
+        with mock.patch.object(aiohttp_standin, "CONNECTION_LIMIT", 3):
+            self.run_session(work)
+        self.assertEqual((len(most), max(most)), (10, 3))
+
+    def test_nothing_is_left_of_a_connection_that_is_not_waited_for_any_more(self):
+        async def abandon_late():
+            opening = asyncio.get_running_loop().create_future()
+            opened = mock.Mock()
+            opening.set_result((None, opened))
+            aiohttp_standin._abandon(opening)
+            await asyncio.sleep(0)
+            opened.close.assert_called_once_with()
+
+        asyncio.run(abandon_late())
+
+        async def work(session):
+            connecting = asyncio.Event()
+
+            async def connect(*_, **__):
+                connecting.set()
+                await asyncio.get_running_loop().create_future()
+
+            async def one():
+                async with session.get("http://127.0.0.1:1/"):
+                    pass
+
+            before = asyncio.all_tasks()
+            with mock.patch.object(session._own_loop, "create_connection", connect):
+                task = asyncio.ensure_future(one())
+                await connecting.wait()
+                others = asyncio.all_tasks() - before - {task}
+                task.cancel()
+                with self.assertRaises(asyncio.CancelledError):
+                    await task
+                self.assertEqual(len(others), 1)
+                _, left = await asyncio.wait(others, timeout=5)
+            self.assertEqual(left, set())
+
+        self.run_session(work)
+
+    def test_the_limit_of_a_request_that_has_ended_concerns_nobody_any_more(self):
+        good, bad = self.serve(answer_each), self.serve(after_request(b""))
+
+        async def work(session):
+            async with (pending := session.get(good.url)) as response:
+                await response.read()
+            self.assertTrue(pending._expiry.cancelled())
+            with self.assertRaises(aiohttp_standin.ServerDisconnectedError):
+                async with (pending := session.get(bad.url)):
+                    pass
+            self.assertTrue(pending._expiry.cancelled())
+
+        self.run_session(work, total=600)
+
+    @unittest.skipUnless(hasattr(asyncio.Task, "cancelling"), "a task does not know this here")
+    def test_a_cancellation_at_the_moment_of_a_timeout_is_not_lost(self):
+        server = self.serve(hold)
+
+        async def work(session):
+            async def one(canceled):
+                task = asyncio.current_task()
+
+                def expire_too(pending, expire=aiohttp_standin._Pending._expire):
+                    expire(pending, task)
+                    if canceled:
+                        task.cancel()
+
+                with mock.patch.object(
+                    aiohttp_standin._Pending, "_expire", lambda pending, _: expire_too(pending)
+                ):
+                    try:
+                        async with session.get(server.url):
+                            pass
+                    except asyncio.TimeoutError:
+                        # As before: whoever asks later is not to find a cancellation.
+                        self.assertEqual(task.cancelling(), 0)
+                        raise
+
+            with self.assertRaises(asyncio.TimeoutError):
+                await asyncio.ensure_future(one(False))
+            with self.assertRaises(asyncio.CancelledError):
+                await asyncio.ensure_future(one(True))
+
+        self.run_session(work, total=0.05)
+
     def test_a_large_body_is_kept_back_when_the_server_does_not_want_it(self):
         after = []
 
         def script(peer):
             head = peer.read_head()
+            if head.startswith("GET"):
+                peer.send(OK)
+                return
             self.assertIn("Expect: 100-continue", head)
             peer.send(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
             after.append(peer.socket.recv(1))
@@ -482,9 +687,11 @@ class StandIn(ClientSuite, unittest.TestCase):
 
         async def work(session):
             async with session.put(server.url, data=BIG) as response:
-                return response.status
+                self.assertEqual(response.status, 201)
+            async with session.get(server.url) as response:
+                self.assertEqual(await response.read(), b"ok")
 
-        self.assertEqual(self.run_session(work), 201)
+        self.run_session(work)
         server.close()
         self.assertEqual(after, [b""], "no byte of the body was sent, and the connection is closed")
 
@@ -520,19 +727,25 @@ class StandIn(ClientSuite, unittest.TestCase):
 
     def test_an_answer_in_the_middle_of_a_body_ends_the_sending(self):
         def script(peer):
-            peer.read_head()
+            if peer.read_head().startswith("GET"):
+                peer.send(OK)
+                return
             peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            peer.read_body(1000)
+            body = peer.read_body(1000)
             peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-            hold(peer)
+            peer.read_body(len(BIG) - len(body))
+            answer_each(peer)  # where all of it was on its way already
 
         server = self.serve(script)
 
         async def work(session):
             async with session.put(server.url, data=BIG) as response:
-                return response.status
+                self.assertEqual(response.status, 413)
+            # There the server would take it for the rest of the body.
+            async with session.get(server.url) as response:
+                self.assertEqual(await response.read(), b"ok")
 
-        self.assertEqual(self.run_session(work), 413)
+        self.run_session(work)
 
     def test_answers_can_be_observed(self):
         server = self.serve(answer_each)
@@ -629,10 +842,9 @@ class StandIn(ClientSuite, unittest.TestCase):
         async def work(session):
             async with session.put(server.url, data=b"x") as response:
                 self.assertEqual(response.status, 200)
-            await asyncio.to_thread(gone.wait, 20)
+            self.assertTrue(await asyncio.to_thread(gone.wait, 20))
 
         self.run_session(work)
-        self.assertTrue(gone.is_set())
 
     def test_a_session_is_closed_from_another_thread_without_waiting_for_its_loop(self):
         server = self.serve(answer_each)
@@ -682,9 +894,43 @@ class Waiting(unittest.IsolatedAsyncioTestCase):
                 with self.assertRaises(asyncio.CancelledError):
                     await wait
 
+    async def test_who_waits_for_room_is_told_of_the_connections_end(self):
+        peer = connection.Connection()
+        peer.connection_made(mock.Mock())
+        peer.pause_writing()
+        sending = asyncio.ensure_future(peer._send(b"more", None))
+        await asyncio.sleep(0)
+        self.assertFalse(sending.done())
+        peer.connection_lost(ConnectionResetError())
+        await asyncio.wait({sending}, timeout=20)
+        self.assertTrue(sending.done())
+
+    async def test_room_that_does_not_come_is_not_waited_for_longer(self):
+        peer = connection.Connection()
+        peer.connection_made(mock.Mock())
+        peer.pause_writing()
+        with self.assertRaises(connection.TimedOut):
+            await asyncio.wait_for(peer._send(b"more", 0.01), 20)
+
     async def test_what_does_not_come_is_not_waited_for_longer(self):
         with self.assertRaises(connection.TimedOut):
             await connection.Connection()._wait(0.01)
+
+
+class Codings(unittest.TestCase):
+    def test_what_was_asked_for_is_undone_and_nothing_else_passes(self):
+        for coding, body in {
+            None: b"hello",
+            "identity": b"hello",
+            "gzip": gzip.compress(b"he") + gzip.compress(b"llo"),
+            "X-GZIP": gzip.compress(b"hello"),
+            "deflate": zlib.compress(b"hello"),
+        }.items():
+            with self.subTest(coding):
+                self.assertEqual(decode(body, coding), b"hello")
+        for coding, body in {"br": b"hello", "gzip": b"hello", "deflate": b"hello"}.items():
+            with self.subTest(coding), self.assertRaises(aiohttp_standin.ClientPayloadError):
+                decode(body, coding)
 
 
 class Aiofiles(unittest.TestCase):

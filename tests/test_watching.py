@@ -16,14 +16,19 @@ import termios
 import threading
 import time
 import unittest
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from unittest import mock
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from seamless_jobserver import top
 from seamless_jobserver.asking import Server
 from seamless_jobserver.display import _cut, fair_shares
-from seamless_jobserver.server.overview import Overview
+from seamless_jobserver.server import watching
+from seamless_jobserver.server.joboutput import KEPT
+from seamless_jobserver.server.overview import MOST_LISTED, MOST_WAITING, Overview
+from seamless_jobserver.server.watching import Watching
 from seamless_jobserver.top import Looks
 from tests.constants import constants
 from tests.stack import PATIENCE, ROOT, Jobserver, Store, temporary_directory, wait_until
@@ -544,6 +549,115 @@ class MemoryOfWorkers(unittest.TestCase):
         ):
             self.assertIsNone(overview._memory_of(os.getpid(), "idle")[1])
         self.assertGreater(overview._memory_of(os.getpid(), "starting")[1], 0)
+
+
+class Watchers(unittest.TestCase):
+    """However many there are, and however much they ask for."""
+
+    def setUp(self):
+        self.service = mock.Mock(all_slots=[])
+        self.overview = Overview(mock.Mock(), self.service, *[mock.Mock()] * 3)
+        patch = mock.patch.object(self.overview, "_ask", lambda look: look())
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_what_all_of_them_see_is_put_together_once_in_a_while(self):
+        journal = self.service.journal
+        journal.since.return_value, journal.latest = [b"{}"], 7
+        with mock.patch.object(self.overview, "_look", side_effect=[{"n": 1}, {"n": 2}]) as look:
+            for after in (0, 5, 5):
+                told = json.loads(self.overview.status(after))
+                self.assertEqual(told, {"n": 1, "latest": 7, "ended": [{}]})
+            look.assert_called_once_with()
+            self.overview._until = 0.0
+            self.assertEqual(json.loads(self.overview.status(5))["n"], 2)
+
+    def test_of_long_lists_the_first_are_told(self):
+        waiting = [mock.Mock(received=0.0) for _ in range(MOST_WAITING + 5)]
+        journal = self.service.journal
+        journal.waiting, journal.under_way, journal.totals = waiting, {}, Counter()
+        with mock.patch.object(self.overview, "_describe", lambda entry: entry):
+            told = self.overview._look_on_the_loop()
+        self.assertEqual(told["waiting"], waiting[:MOST_WAITING])
+        self.assertEqual(told["waiting_count"], len(waiting))
+        journal.before.return_value = [b"{}"], True
+        for asked, given in ((3, 3), (10**9, MOST_LISTED)):
+            self.overview.jobs(None, asked, [])
+            journal.before.assert_called_with(None, given, [])
+
+    def test_who_follows_much_output_gets_the_last_of_it_and_then_the_end(self):
+        ended = Future()
+        bridge = mock.Mock(submit=mock.Mock(return_value=ended))
+        with (
+            temporary_directory() as directory,
+            mock.patch.object(watching, "_FOLLOW_INTERVAL", 0.0),
+            open(directory / "output", "wb", buffering=0) as output,
+        ):
+            self.service.output.open = lambda path: open(path, "rb")  # noqa: SIM115 - it is closed there
+            watched = Watching(self.overview, self.service, bridge)
+            run = watching._Run("1-0", str(directory / "output"), None)
+            with mock.patch.object(watched, "_run_of", return_value=run):
+                output.write(b"first")
+                parts = watched._follow("ab" * 32)
+                self.assertEqual([next(parts), next(parts)], [b"first", b""])
+                output.write(b"a" * KEPT + b"b" * KEPT)
+                self.assertEqual([next(parts), next(parts)], [b"b" * KEPT, b""])
+                output.write(b"last")
+                ended.set_result(None)
+                self.assertEqual(list(parts), [b"last"])
+
+    def test_who_goes_away_waits_for_no_job_any_more(self):
+        ended = Future()
+        bridge = mock.Mock(submit=mock.Mock(return_value=ended))
+        watched = Watching(self.overview, self.service, bridge)
+        with mock.patch.object(watched, "_run_of", return_value=None):
+            parts = watched._follow("ab" * 32)
+            self.assertEqual(next(parts), b"")
+            parts.close()
+        self.assertTrue(ended.cancelled())
+
+
+class LooksOfTop(unittest.TestCase):
+    def test_jobs_are_listed_again_where_what_is_new_is_not_all_that_is_missing(self):
+        # The second look: when its server was started, how many have ended, how many it tells of.
+        for started, latest, told, listed in (
+            (1.0, 10, 0, False),
+            (1.0, 12, 2, False),
+            (1.0, 12, 1, True),
+            (2.0, 10, 0, True),
+            (2.0, 12, 2, True),
+            (2.0, 3, 0, True),
+        ):
+            server = mock.Mock()
+            looks = Looks(server)
+            for status in (
+                {"server": {"started": 1.0}, "latest": 10, "ended": []},
+                {
+                    "server": {"started": started},
+                    "latest": latest,
+                    "ended": told * [{"state": "done"}],
+                },
+            ):
+                asked = []
+
+                def answer(path, status=status, asked=asked):
+                    asked.append(path)
+                    return status if path.startswith("/status") else {"jobs": []}
+
+                server.ask_json = answer
+                with mock.patch.object(top, "render", return_value=[]):
+                    looks.lines(80)
+            with self.subTest((started, latest, told)):
+                self.assertEqual(any(path.startswith("/jobs") for path in asked), listed)
+
+    def test_it_ends_when_its_terminal_is_gone(self):
+        with (
+            mock.patch.object(top, "sys") as system,
+            mock.patch.object(top.select, "select", lambda ready, *_: (ready, [], [])),
+            mock.patch.object(top.os, "read", side_effect=[b"x", b""]),
+        ):
+            top._watch(mock.Mock(lines=lambda *_: []), 1.0)
+        self.assertEqual(system.stdout.write.call_count, 2)
 
 
 class Commands(Watched):
