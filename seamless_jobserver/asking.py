@@ -139,6 +139,7 @@ class Server:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
         timer = threading.Timer(seconds, cut_off)
+        timer.daemon = True  # who interrupts the command as it starts does not wait for it
         timer.start()
         fault: Exception | None = None
         try:

@@ -640,9 +640,10 @@ class StandIn(ClientSuite, unittest.TestCase):
 
         self.run_session(work, total=600)
 
-    @unittest.skipUnless(hasattr(asyncio.Task, "cancelling"), "a task does not know this here")
     def test_a_cancellation_at_the_moment_of_a_timeout_is_not_lost(self):
         server = self.serve(hold)
+        # Before Python 3.11 a task does not know how often it was canceled.
+        known = hasattr(asyncio.Task, "cancelling")
 
         async def work(session):
             async def one(canceled):
@@ -661,13 +662,15 @@ class StandIn(ClientSuite, unittest.TestCase):
                             pass
                     except asyncio.TimeoutError:
                         # As before: whoever asks later is not to find a cancellation.
-                        self.assertEqual(task.cancelling(), 0)
+                        if known:
+                            self.assertEqual(task.cancelling(), 0)
                         raise
 
             with self.assertRaises(asyncio.TimeoutError):
                 await asyncio.ensure_future(one(False))
-            with self.assertRaises(asyncio.CancelledError):
-                await asyncio.ensure_future(one(True))
+            if known:
+                with self.assertRaises(asyncio.CancelledError):
+                    await asyncio.ensure_future(one(True))
 
         self.run_session(work, total=0.05)
 
