@@ -55,13 +55,14 @@ class HangingUp(unittest.TestCase):
                 self.assertTrue(connection._hung_up(ours))
 
     def test_it_is_noticed_behind_bytes_that_nobody_has_read(self):
-        ours, theirs = socket.socketpair()
-        with ours:
-            theirs.sendall(b"more")
-            self.assertFalse(connection._hung_up(ours))
-            theirs.close()
-            self.assertTrue(connection._hung_up(ours))
-            self.assertEqual(ours.recv(9), b"more", "what was sent is still to be read")
+        for end in (socket.socket.close, lambda peer: peer.shutdown(socket.SHUT_WR)):
+            ours, theirs = socket.socketpair()
+            with self.subTest(end), ours, theirs:
+                theirs.sendall(b"more")
+                self.assertFalse(connection._hung_up(ours))
+                end(theirs)
+                self.assertTrue(connection._hung_up(ours))
+                self.assertEqual(ours.recv(9), b"more", "what was sent is still to be read")
 
 
 class OpenFiles(unittest.TestCase):
@@ -138,6 +139,15 @@ class Connections(unittest.TestCase):
                 self.assertTrue(received.startswith(b"HTTP/1.1 %d " % status), received[:80])
                 self.assertEqual(received.count(b"Content-Length: "), 1)
                 self.assertIn(b"Connection: close\r\n", received)
+
+    def test_what_a_client_is_still_sending_after_its_refusal_is_taken_in(self):
+        with mock.patch.object(connection, "_LINGER", 60.0):
+            peer = self.connect()
+            peer.sendall(GET[:-2] + b"Content-Length: 99999999999\r\n\r\n")
+            self.assertIn(b" 413 ", self.read_all(peer))
+            for _ in range(100):
+                peer.sendall(65536 * b"x")
+            peer.close()
 
     def test_an_answer_that_finds_its_client_gone_is_reported(self):
         unheard, leave, left = threading.Event(), threading.Event(), threading.Event()
@@ -410,6 +420,15 @@ class Connections(unittest.TestCase):
         free = self.server._terms.places._free
         self.assertEqual(free, 20)
         self.assertEqual(self.server._snapshot(), {})
+
+    def test_who_does_not_take_an_answer_is_cut_off_at_the_end(self):
+        content = bytes(16 * 2**20)  # far more than is buffered on its way
+        self.answer = lambda *_: dataclasses.replace(text_response(200, ""), body=content)
+        peer = self.connect()
+        peer.sendall(GET)
+        self.assertEqual(peer.recv(4), b"HTTP", "it is being written")
+        self.server.stop_accepting()
+        self.assertEqual(self.server.close(0.1), 0)
 
     def test_closing_lets_an_answer_out_and_ends_idle_connections(self):
         release = threading.Event()

@@ -5,8 +5,10 @@ import builtins
 import contextlib
 import io
 import os
+import signal
 import threading
 import unittest
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -21,6 +23,7 @@ from seamless_transformer import run as seamless_run  # noqa: E402
 from seamless_transformer.probe_index import RECORD_PROBE_DUNDER  # noqa: E402
 
 from seamless_jobserver.messages import Ending, Outcome, RunRequest, WorkerSettings  # noqa: E402
+from seamless_jobserver.progress import Phase  # noqa: E402
 from seamless_jobserver.transport import aiohttp_standin, connection  # noqa: E402
 from seamless_jobserver.worker import (  # noqa: E402
     entry,
@@ -54,11 +57,12 @@ class Played(unittest.TestCase):
         self.staging = mock.Mock(kept=0)
         self.staging.fetch.side_effect = lambda *_: self.events.append("fetch") or []
         self.staging.begin_to_store.side_effect = self.begin_to_store
+        self.staging.store.side_effect = self.store
         self.safekeeping = mock.Mock()
         self.safekeeping.find.return_value = None
         self.meter = mock.Mock()
         self.meter.start.return_value.finish.side_effect = self.finish
-        self.meter.start.return_value.finish.return_value = {}
+        self.meter.start.return_value.leave_out.side_effect = lambda wait: wait()
         for where, what in (
             (execution, "run_transformation_dict"),
             (execution.buffer_remote, "has_write_server"),
@@ -89,18 +93,22 @@ class Played(unittest.TestCase):
 
         return wait
 
+    def store(self, buffers):
+        self.events += [f"store a part of {len(buffer)} bytes" for buffer in buffers]
+
     def request(self, **fields):
         sent = run_request(TRANSFORMATION)
         return RunRequest(sent["tf_checksum"], sent["transformation_dict"], **fields)
 
-    def run_it(self, **fields):
+    def run_it(self, enter=lambda _phase: None, settle=lambda: None, **fields):
         return self.execution.execute(
             self.request(**fields),
             1.0,
             self.meter,
-            lambda _phase: None,
+            enter,
             lambda _name: None,
             lambda: self.events.append("mend"),
+            settle,
         )
 
     def test_only_what_has_run_counts(self):
@@ -128,12 +136,77 @@ class Order(Played):
                 self.assertIs(self.run_it().wait().ending, Ending.FAILED)
                 self.assertEqual(self.events, ["fetch", "mend", "measure"])
 
+    def test_the_result_before_is_safe_before_the_code_begins_and_waiting_for_it_is_left_out(self):
+        self.run_it(settle=lambda: self.events.append("settled")).wait()
+        self.assertEqual(self.events[:3], ["fetch", "settled", "code"])
+        self.meter.start.return_value.leave_out.assert_called_once()
+
+    def test_so_it_is_before_a_result_that_was_kept_is_delivered(self):
+        self.safekeeping.find.return_value = object()
+        self.safekeeping.deliver.side_effect = lambda *_: self.events.append("deliver")
+        self.run_it(settle=lambda: self.events.append("settled"))
+        self.assertEqual(self.events[:2], ["settled", "deliver"])
+
+    def test_a_job_whose_turn_it_is_not_yet_is_handed_back(self):
+        outcome = self.run_it(settle=mock.Mock(side_effect=StoreBusy)).wait()
+        self.assertIs(outcome.ending, Ending.NOT_BEGUN)
+        self.assertEqual(self.events, ["fetch", "measure"])
+
+    def test_each_phase_is_told_and_after_putting_back_the_one_that_it_is_in(self):
+        for fails, last in ((False, Phase.STORING), (True, Phase.RUNNING)):
+            phases = []
+            self.run_transformation_dict.side_effect = ValueError if fails else self.code
+            with self.subTest(fails=fails):
+                self.run_it(enter=phases.append)
+                begun = [Phase.FETCHING, Phase.RUNNING, *([] if fails else [Phase.STORING])]
+                self.assertEqual(phases, [*begun, Phase.PUTTING_BACK, last])
+
+    def test_the_leaves_of_a_result_are_stored_before_what_names_them(self):
+        self.result = seamless.Buffer({"leaf": "ab" * 32}, "plain")
+        with (
+            mock.patch.dict(TRANSFORMATION, {"__output__": ["result", "deepcell", None]}),
+            mock.patch.object(execution, "held_leaves", return_value=[seamless.Buffer(b"leaf")]),
+        ):
+            self.assertIs(self.run_it().wait().ending, Ending.RESULT)
+        stored = [event for event in self.events if event.startswith("store ")]
+        self.assertEqual(stored, ["store a part of 4 bytes", "store the result", "store itself"])
+
     def test_what_compiled_code_was_given_is_not_kept_however_it_ends(self):
         for fails in (False, True):
             self.staging.reset_mock()
             self.run_transformation_dict.side_effect = OSError("no") if fails else self.code
             self.run_it(dunder={"__compiled__": True}).wait()
             self.staging.forget.assert_called_once()
+
+    def test_what_is_missing_when_it_has_run_is_its_failure_and_no_reason_to_run_it_again(self):
+        missed = mock.Mock(side_effect=seamless.CacheMissError("ab" * 32))
+        self.staging.begin_to_store.side_effect = lambda *_: missed
+        self.assertIs(self.run_it().wait().ending, Ending.FAILED)
+
+    def test_a_transformation_that_this_seamless_cannot_name_runs_and_that_is_said(self):
+        with mock.patch.object(execution, "tf_get_buffer", side_effect=ValueError("__new__")):
+            outcome = self.run_it().wait()
+        self.assertIs(outcome.ending, Ending.RESULT)
+        self.assertIn("does not hash to its checksum", outcome.remark)
+
+    def test_inputs_are_gone_when_the_result_is_on_its_way_out(self):
+        class Input:
+            pass
+
+        def fetch(*_):
+            fetched = [Input()]
+            inputs.append(weakref.ref(fetched[0]))
+            return fetched
+
+        def store(*_):
+            held.append(inputs[0]())
+            return lambda: None
+
+        inputs, held = [], []
+        self.staging.fetch.side_effect = fetch
+        self.staging.begin_to_store.side_effect = store
+        self.run_it().wait()
+        self.assertEqual(held, [None, None])
 
 
 class Records(Played):
@@ -179,6 +252,48 @@ class Loops(unittest.TestCase):
         nested.end_loops()
         self.assertTrue(loop.is_closed())
         self.assertNotIn(loop, loops)
+
+    def test_one_that_runs_ends_with_its_tasks_and_its_threads(self):
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
+        loops = nested.transformation_class._LOOP_THREADS
+        loops[loop] = thread
+        self.addCleanup(loops.pop, loop, None)
+        canceled, begun = threading.Event(), threading.Event()
+
+        async def wait():
+            begun.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                canceled.set()
+
+        async def use_a_thread():
+            return await asyncio.get_running_loop().run_in_executor(None, threading.current_thread)
+
+        asyncio.run_coroutine_threadsafe(wait(), loop)
+        user = asyncio.run_coroutine_threadsafe(use_a_thread(), loop).result(PATIENCE)
+        self.assertTrue(begun.wait(PATIENCE))
+        with mock.patch.object(nested, "_END_LIMIT", PATIENCE):
+            nested.end_loops()
+        self.assertTrue(canceled.is_set())
+        self.assertTrue(loop.is_closed())
+        self.assertEqual((thread.is_alive(), user.is_alive()), (False, False))
+        self.assertNotIn(loop, loops)
+
+    def test_what_is_kept_for_threads_and_loops_that_have_ended_is_closed(self):
+        ended, closed, open_loop = threading.Thread(), *(asyncio.new_event_loop() for _ in "ab")
+        closed.close()
+        self.addCleanup(open_loop.close)
+        alive = threading.current_thread()
+        client = mock.Mock(
+            _sessions={ended: "session", alive: "session"}, _semaphores={closed: 1, open_loop: 2}
+        )
+        with mock.patch.object(nested.remote_client, "_clients", [client]):
+            nested.end_loops()
+        client._close_sessions_for_thread.assert_called_once_with(ended)
+        self.assertEqual(client._semaphores, {open_loop: 2})
 
 
 class Messages(unittest.TestCase):
@@ -248,6 +363,11 @@ class Scratch(Played):
         )
         self.assertLessEqual(patience, 10)
 
+    def test_a_result_that_was_kept_is_none_of_its_business(self):
+        self.safekeeping.find.return_value = object()
+        self.assertIs(self.run_it(scratch=True).wait().ending, Ending.RESULT)
+        self.safekeeping.deliver.assert_not_called()
+
     def test_nothing_is_offered_where_no_store_takes_anything(self):
         self.has_write_server.return_value = False
         self.assertIs(self.run_it(scratch=True).wait().ending, Ending.RESULT)
@@ -285,6 +405,7 @@ class KeptResults(Played):
                 self.safekeeping.keep.assert_called_once()
                 kept = self.safekeeping.keep.call_args.args[2]
                 self.assertEqual({buffer.get_checksum().hex() for buffer in kept}, both)
+                self.assertEqual(self.safekeeping.keep.call_args.kwargs, {"whole": True})
 
     def test_one_that_cannot_be_delivered_any_more_is_computed_again(self):
         self.safekeeping.find.return_value = object()
@@ -304,6 +425,7 @@ class KeptResults(Played):
             outcome = self.run_it(record=True).wait()
         self.assertIs(outcome.ending, Ending.STORE_FAILED)
         self.assertEqual(outcome.message, "it is away\nadvice\n")
+        self.assertEqual(self.safekeeping.keep.call_args.kwargs, {"whole": False})
         _, kept, buffers = self.safekeeping.keep.call_args.args
         self.assertEqual(kept.result_checksum, self.result.get_checksum().hex())
         self.assertIn("job_validation", kept.extra)
@@ -503,6 +625,116 @@ class NestedRuns(unittest.IsolatedAsyncioTestCase):
                 self.assertIsNone(await client._ask(self.FIELDS))
                 self.assertEqual(len(sessions), asked)
 
+    async def test_what_the_server_answers_is_taken_or_it_is_run_here(self):
+        for status, text, taken in (
+            (200, '{"result_checksum": "x"}', {"result_checksum": "x"}),
+            (202, '{"host": 7}', {"host": 7}),
+            (403, "whose connection is this?", None),
+            (500, "ZeroDivisionError: mine", RuntimeError),
+        ):
+            answer = mock.Mock(status=status, text=mock.AsyncMock(return_value=text))
+            get = mock.Mock(side_effect=lambda *_, a=answer, **__: contextlib.nullcontext(a))
+            session = mock.Mock(get=get, close=mock.AsyncMock())
+            with (
+                self.subTest(status),
+                mock.patch.object(nested, "ClientSession", return_value=session),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                if taken is RuntimeError:
+                    with self.assertRaisesRegex(RuntimeError, text):
+                        await self.client()._ask(self.FIELDS)
+                else:
+                    self.assertEqual(await self.client()._ask(self.FIELDS), taken)
+                session.close.assert_awaited_once()
+
+    async def test_what_another_slot_has_answered_is_whole(self):
+        fields = {name: value for name, value in self.FIELDS.items() if name != "record"}
+        for answer, expected in (
+            ({"remote_job_written": "marker"}, {"remote_job_written": "marker"}),
+            (
+                {"result_checksum": "ef" * 32, "job_validation": {"v": 1}},
+                {
+                    "result_checksum": seamless.Checksum("ef" * 32),
+                    "probe_context": None,
+                    "compilation_context": None,
+                    "job_validation": {"v": 1},
+                },
+            ),
+        ):
+            client = self.client()
+            with mock.patch.object(client, "_ask", mock.AsyncMock(return_value=answer)):
+                self.assertEqual(await client.run_transformation(**fields), expected)
+
+    async def test_a_database_that_hangs_is_given_up_and_left_alone_for_a_while(self):
+        async def hang(*_):
+            asked.append(None)
+            await asyncio.sleep(PATIENCE)
+            return "a result"
+
+        asked, database = [], nested._Database()
+        with (
+            mock.patch.object(database_remote, "get_transformation_result", hang),
+            mock.patch.object(nested, "_DATABASE_LIMIT", 0.05),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            for _ in range(2):
+                self.assertIsNone(await database.get_transformation_result("ab" * 32))
+        self.assertEqual(len(asked), 1)
+
+    def test_what_the_database_does_not_say_matters_in_record_mode_alone(self):
+        for recorded in (False, True):
+            settings = WorkerSettings({}, recorded, "http://u:p@127.0.0.1:9", 1, 1.0, 1.0, 100, 0)
+            cache = mock.Mock(database_remote=database_remote)
+            with (
+                mock.patch.multiple(nested, transformation_cache=cache, set_nparallel=mock.Mock()),
+                mock.patch.object(database_remote, "has_write_server", return_value=False),
+            ):
+                nested.take_over(settings, mock.Mock(), mock.Mock())
+            self.assertEqual(isinstance(cache.database_remote, nested._Database), not recorded)
+
+    def test_how_one_that_is_run_here_ended_is_told_again_and_that_it_has_begun_is_not(self):
+        # What becomes of each attempt, on connections that were kept and on new ones -> how many are
+        # made to tell that it has begun, and how it has ended.
+        refused, broken = ConnectionRefusedError(), BrokenPipeError()
+        for kept, new, attempts in (
+            ([], [None], (1, 1)),
+            ([None], [], (1, 1)),
+            ([broken], [None], (2, 2)),
+            ([broken, broken], [None], (3, 3)),
+            ([], [broken, None], (1, 2)),
+            ([], [broken, broken, None], (1, 3)),
+            ([], [broken, broken, broken, None], (1, 3)),
+            ([], [refused, None], (1, 1)),
+        ):
+            for event, expected in zip(("started", "ended"), attempts, strict=True):
+                with self.subTest(event, kept=kept, new=new):
+                    self.check_report(event, kept, new, expected)
+
+    def check_report(self, event, kept, new, expected):
+        client = self.client()
+        fates = [mock.Mock(**{"request.side_effect": [fate]}) for fate in (*kept, *new)]
+        client._kept = fates[: len(kept)]
+        with mock.patch.object(client, "_connect", side_effect=fates[len(kept) :]):
+            client._report(7, event, {})
+        self.assertEqual(sum(one.request.call_count for one in fates), expected)
+        good = [one for one in fates if one.getresponse.called]
+        self.assertEqual(client._kept, good, "for the next report")
+
+    def test_one_that_is_run_here_is_as_another_slot_would_have_it_and_its_answer_is_whole(self):
+        outcome = Outcome(
+            Ending.RESULT, result_checksum="ef" * 32, runtime={"r": 1}, extra={"job_validation": 5}
+        )
+        run_here = mock.Mock(return_value=outcome)
+        code = ("python", None, "ab" * 32)
+        payload = self.client(run_here)._host(
+            {**self.FIELDS, "transformation_dict": {"code": code}}, None
+        )
+        self.assertEqual(run_here.call_args.args[0].transformation, {"code": [*code]})
+        self.assertEqual(
+            payload,
+            {"result_checksum": "ef" * 32, "record_runtime": {"r": 1}, "job_validation": 5},
+        )
+
     async def test_its_health_is_not_asked_for(self):
         # Or the server would never be idle: seamless-remote asks each client that it has used.
         client = self.client()
@@ -529,6 +761,22 @@ class NestedRuns(unittest.IsolatedAsyncioTestCase):
             (number, event, told) = report.call_args.args
             self.assertEqual((number, event), (7, "ended"))
             self.assertIs(Outcome.from_json(told).ending, ending)
+
+
+class Mending(unittest.TestCase):
+    def test_what_the_code_has_changed_strikes_nothing_that_follows_it(self):
+        parts, worker = mock.Mock(), entry._Worker.__new__(entry._Worker)
+        worker._surroundings, worker._capture = parts.surroundings, parts.capture
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        worker._mend()
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+        expected = [
+            mock.call.surroundings.mend(),  # timers, which could be the end of it
+            mock.call.capture.mend(),  # before anything is opened
+            mock.call.surroundings.limits.restore(),
+        ]
+        self.assertEqual(parts.mock_calls, expected)
 
 
 class Recording(unittest.TestCase):

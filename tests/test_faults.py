@@ -837,6 +837,17 @@ class StoreAway(Faults):
         self.assertEqual(self.value(answer.result(PATIENCE)), 1)
         self.assertEqual(self.runs(), 1)
 
+    def test_that_is_what_a_large_one_is_said_to_do_meanwhile(self):
+        server = self.start()
+        request = self.traced(UNTIL.format(gate=str(self.gate)) + "    return 'x' * 2_000_000\n")
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, request)
+            self.await_run()
+            with self.hanging_store(server, request):
+                self.still_waits(answer, 0.5)
+                self.await_phase(server, request, "storing the result")
+            self.assertEqual(len(self.value(answer.result(PATIENCE))), 2_000_000)
+
     def test_the_next_job_is_begun_only_when_the_store_has_taken_the_result_before(self):
         server, request, answer = self.begin()
         following = self.traced("    return a + 10\n", a=1)
@@ -1335,6 +1346,20 @@ class Shutdown(Faults):
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("127.0.0.1", port))
             other.listen()
+
+    def test_a_ctrl_c_is_for_the_server_alone(self):
+        command = self.home / "leading"
+        command.write_text(f'#!/bin/sh\nexec setsid {JOBSERVER} "$@"\n')
+        command.chmod(0o700)
+        server = self.start("--grace", "600", command=str(command))
+        with ThreadPoolExecutor(1) as caller:
+            answer = caller.submit(server.run, self.gated())
+            self.await_run()
+            os.killpg(server.process.pid, signal.SIGINT)
+            wait_until(lambda: "waiting up to 600 s" in server.log, "it waits")
+            self.gate.touch()
+            self.assertEqual(self.value(answer.result(PATIENCE)), 1)
+        self.assertEqual(server.process.wait(PATIENCE), 0)
 
     def test_a_second_signal_ends_it_now(self):
         server = self.start("--grace", "1e99")

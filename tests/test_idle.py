@@ -184,6 +184,18 @@ class AtTheVeryMoment(unittest.TestCase):
             self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
             self.assertEqual(want, [])
             self.assertTrue(peer.recv(1000).startswith(b"HTTP/1.1 200 "))
+        peer.close()
+        wait_until(lambda: self.server._terms.places._free == 10, "it has ended")
+        self.clock.now += self.TIMEOUT
+        self.assertTrue(is_unused(self.server, self.activity, self.TIMEOUT), "once it is over")
+
+    def test_nor_does_one_end_while_that_want_lasts(self):
+        self.server.suspend()
+        peer = self.connect()
+        want = OSError(errno.EMFILE, "Too many open files")
+        with mock.patch.object(TCPServer, "get_request", side_effect=want):
+            self.assertFalse(is_unused(self.server, self.activity, self.TIMEOUT))
+        self.ask(peer)
 
     def test_a_connection_waits_for_a_thread_when_there_is_none_to_be_had(self):
         start = threading.Thread.start

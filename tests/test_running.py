@@ -381,6 +381,7 @@ class Failures(OnOneServer):
         for raising, expected in (
             ("raise SystemExit(3)", "sys.exit(3)"),
             ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+            ("import signal; signal.raise_signal(signal.SIGINT)", "KeyboardInterrupt"),
             ("raise BaseException('odd')", "BaseException: odd"),
             ("raise ValueError('a') from KeyError('b')", "KeyError: 'b'"),
             ("return None", "RuntimeError: Result is empty"),

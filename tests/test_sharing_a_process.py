@@ -342,6 +342,7 @@ class SharedProcess(OnAStore):
     def test_a_process_that_a_job_has_forked_ends_where_the_jobs_code_ends(self):
         for end, code in (
             ("sys.exit(7)", 7),
+            ("sys.exit(2**70 + 7)", 7),
             ("return 5", 0),
             ("raise ValueError", 1),
             ("sys.stdout = sys.stderr = None; raise ValueError", 1),
@@ -538,6 +539,18 @@ class SharedProcess(OnAStore):
         # And measured: that of the process's life would be all that can be told without files.
         self.assertLess(answer.json["record_runtime"]["memory_peak_bytes"], 100e6)
         self.assertNotIn("is replaced", server.log)
+
+    def test_a_job_that_closes_the_pipe_of_receipts_costs_neither_its_result_nor_others(self):
+        server = self.start()
+        code = (
+            "def f(a):\n    import os\n"
+            "    opened = {n: os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')}\n"
+            "    pipes = [int(n) for n, path in opened.items() if path.endswith('/receipts')]\n"
+            "    for pipe in pipes: os.close(pipe)\n    return len(pipes) + a\n"
+        )
+        self.assertEqual(self.value(server.run(self.store.request(code, a=10))), 11)
+        self.assertEqual(self.value(server.run(self.store.request(ADD, a=1, b=2))), 3)
+        self.assertNotIn("ended by", server.log)
 
     def test_a_raised_nice_value_is_put_back_or_costs_the_worker(self):
         code = "def f(nonce):\n    import os\n    return os.getpriority(os.PRIO_PROCESS, 0)\n"
